@@ -1,0 +1,476 @@
+"""The data sets: a class for each modality, a function for each data set, and one table of them all.
+
+>>> data = load("dino")
+>>> x_0, cond, weight = next(data.batches(512, seed=0, epoch=1, device="cpu"))
+
+To add a data set, write a function that returns its modality and add a row to `DATASETS`. PyTorch and the readers of
+the single data sets are imported where they are used, so that `ddpm.py -h` answers at once.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    import torch
+
+STATIC = Path(__file__).parent / "static"
+RESIDENT_BYTES = 2**30  # data up to this size lives on the device, larger data streams from the disk
+HELD_OUT = 0.1  # the share of a folder of images that is kept for scoring
+PICTURED = 2000  # samples at most in a picture
+COLUMNS = 10  # of a grid of images: with ten classes, one for each
+
+
+class UsageError(ValueError):
+    """What the person at the keyboard can mend: the message names the argument and the remedy."""
+
+
+class Data:
+    """What every modality offers, and all that training and sampling know of it.
+
+    `items` are raw, as they are stored; a batch `x` is in model space, float32 of shape (n, *shape). `facts` are what
+    a checkpoint keeps, so that `restore(facts)` draws, saves and names samples without the data.
+    """
+
+    modality = ""
+    interval = None  # (low, high): the range of x_0 in model space, where it has one
+    bin_width = None  # of the raw values in model space, where they are discrete
+    time_axes = 1  # how many leading axes of a batch have a diffusion time of their own
+    animated = 0  # how many samples a GIF shows
+
+    def __init__(self, name, shape, classes=None, items=None, labels=None, train=None, test=None, **statistics):
+        self.name, self.shape, self.classes = name, tuple(shape), classes
+        self.items, self.labels, self.train, self.test = items, labels, train, test
+        self.statistics = statistics
+        self.facts = {"name": name, "shape": list(shape), "classes": classes, **statistics}
+        self._resident = None
+
+    def encode(self, raw: torch.Tensor) -> torch.Tensor:
+        """Raw items to model space."""
+        raise NotImplementedError
+
+    def decode(self, x: torch.Tensor) -> np.ndarray:
+        """Model space to raw items."""
+        raise NotImplementedError
+
+    def draw(self, x: torch.Tensor) -> np.ndarray:
+        """A batch as one picture, (height, width, 3) uint8."""
+        raise NotImplementedError
+
+    def save(self, x: torch.Tensor, folder: Path) -> None:
+        """Write a batch as samples.npy, in raw units, and samples.png."""
+        import imageio.v3 as imageio
+
+        np.save(folder / "samples.npy", self.decode(x))
+        imageio.imwrite(folder / "samples.png", self.draw(x[:PICTURED]))
+
+    def score(self, x: torch.Tensor, thorough: bool = False) -> dict:
+        """Figures for samples against held-out data; `thorough` adds those that take minutes or a download."""
+        return {}
+
+    def condition(self, samples: range, label: str | None, device) -> torch.Tensor | None:
+        """cond to draw `samples` with: the class called `label`, by name or number, or else every class in turn."""
+        import torch
+
+        if label is None:
+            return torch.tensor(samples, device=device) % len(self.classes) if self.classes else None
+        if not self.classes:
+            raise UsageError(f"--label {label}: {self.name} has no classes; leave --label out")
+        if label not in self.classes and not (label.isdecimal() and int(label) < len(self.classes)):
+            raise UsageError(f"--label {label}: {self.name} has the classes {', '.join(self.classes)}")
+        number = self.classes.index(label) if label in self.classes else int(label)
+        return torch.full((len(samples),), number, device=device)
+
+    def generate(self, reverse, number: int, cond):
+        """`number` samples and their way from noise; `reverse(shape, cond)` is the whole reverse process."""
+        return reverse((number, *self.shape), cond)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Whole batches in an epoch; what does not fill one is left out, others in each epoch."""
+        return max(1, len(self.train) // batch_size)
+
+    def batches(self, batch_size: int, seed: int, epoch: int, device, rank: int = 0, world_size: int = 1):
+        """Yield (x_0, cond, weight) once through the training set, in an order given by `seed` and `epoch` alone.
+
+        Of each batch, process `rank` of `world_size` gets its share. `weight`, of x_0's shape or None, says how much
+        each value counts in the loss.
+        """
+        order = np.random.default_rng((seed, epoch)).permutation(self.train)
+        steps = self.steps_per_epoch(batch_size)
+        chosen = [order[i * batch_size : (i + 1) * batch_size][rank::world_size] for i in range(steps)]
+        yield from self.read(chosen, device)
+
+    def held_out(self, batch_size: int, number: int, device):
+        """Yield (x_0, cond, weight) for `number` held-out items, over and over if there are fewer."""
+        order = np.resize(np.random.default_rng(0).permutation(self.test), number)
+        yield from self.read(np.split(order, range(batch_size, number, batch_size)), device)
+
+    def read(self, chosen, device):
+        """Yield (x_0, cond, weight) for each array of indices: from the device's memory, or read ahead from the disk."""
+        import torch
+
+        if self.items.nbytes <= RESIDENT_BYTES:
+            if self._resident is None or self._resident.device != torch.device(device):
+                self._resident = torch.from_numpy(np.array(self.items)).to(device)
+            for index in chosen:
+                index = torch.from_numpy(index)
+                yield self.encode(self._resident[index.to(device)]), self.labels_of(index, device), None
+        else:
+            for index, raw in read_ahead(lambda index: (index, torch.from_numpy(self.items[index])), chosen):
+                if torch.device(device).type == "cuda":
+                    raw = raw.pin_memory()
+                yield self.encode(raw.to(device, non_blocking=True)), self.labels_of(index, device), None
+
+    def labels_of(self, index, device):
+        import torch
+
+        return None if self.labels is None else torch.as_tensor(self.labels[index]).to(device)
+
+
+def read_ahead(read, requests, depth: int = 4):
+    """Yield read(request) for each request, in order, with `depth` of them under way in threads."""
+    with ThreadPoolExecutor(depth) as pool:
+        pending = collections.deque()
+        for request in requests:
+            pending.append(pool.submit(read, request))
+            if len(pending) > depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+class Points(Data):
+    """Points in the plane. Model space: standardised, each coordinate by itself."""
+
+    modality = "points"
+    animated = 1000
+
+    def __init__(self, *args, **facts):
+        super().__init__(*args, **facts)
+        limits = (np.array(self.statistics["limits"]) - self.statistics["mean"]) / self.statistics["std"]
+        self.interval = (1.25 * limits.min(), 1.25 * limits.max())  # wide enough to shape nothing
+
+    def encode(self, raw):
+        return (raw - raw.new_tensor(self.statistics["mean"])) / raw.new_tensor(self.statistics["std"])
+
+    def decode(self, x):
+        x = x.float().cpu().numpy()
+        return x * np.float32(self.statistics["std"]) + np.float32(self.statistics["mean"])
+
+    def draw(self, x):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        points, (low, high) = self.decode(x), np.array(self.statistics["limits"])
+        figure = Figure(figsize=(4, 4), dpi=100)
+        canvas = FigureCanvasAgg(figure)
+        axes = figure.add_axes((0, 0, 1, 1))
+        middle, reach = (low + high) / 2, 0.65 * (high - low).max()
+        axes.set(xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach))
+        axes.set_axis_off()
+        axes.plot(*points.T, ".", markersize=3, markeredgewidth=0, color="#2b5c8a", alpha=0.7)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+    def score(self, x, thorough=False):
+        """Sliced Wasserstein distance to true samples of the same size, and the same between two true samples."""
+        true = self.encode(x.new_tensor(self.items[self.test])).cpu().numpy()
+        x = x[: len(true) // 2].float().cpu().numpy()
+        true = true[: len(true) // len(x) * len(x)].reshape(-1, len(x), 2)
+        distance = np.mean([sliced_wasserstein(x, other) for other in true])
+        floor = np.mean([sliced_wasserstein(one, other) for one, other in zip(true, np.roll(true, 1, axis=0))])
+        figures = {"sliced_wasserstein": distance, "sliced_wasserstein_floor": floor, "ratio": distance / floor}
+        return {"samples": len(x)} | {name: float(value) for name, value in figures.items()}
+
+
+def sliced_wasserstein(x: np.ndarray, y: np.ndarray, directions: int = 128) -> float:
+    """Sliced 2-Wasserstein distance of two equally large sets of points, (n, 2) (Bonneel et al. 2015, eq. 9)."""
+    angles = np.pi * (np.arange(directions) + 0.5) / directions
+    theta = np.stack([np.cos(angles), np.sin(angles)])
+    return float(np.sqrt(np.mean((np.sort(x @ theta, axis=0) - np.sort(y @ theta, axis=0)) ** 2)))
+
+
+def points(name: str, sample) -> Points:
+    """8,000 training points and 20,000 held out, drawn by `sample(number, generator)`."""
+    number = 8000
+    items = sample(number + 20000, np.random.default_rng(0)).astype(np.float32)
+    train, test = np.arange(number), np.arange(number, len(items))
+    statistics = {"mean": items[train].mean(0), "std": items[train].std(0)}
+    statistics["limits"] = np.stack([items[train].min(0), items[train].max(0)])
+    return Points(
+        name, (2,), items=items, train=train, test=test, **{key: value.tolist() for key, value in statistics.items()}
+    )
+
+
+def circle(options) -> Points:
+    """A unit circle, blurred by 0.02."""
+
+    def sample(number, generator):
+        angle = generator.uniform(0, 2 * np.pi, number)
+        return np.stack([np.cos(angle), np.sin(angle)], 1) + 0.02 * generator.normal(size=(number, 2))
+
+    return points("circle", sample)
+
+
+def dino(options) -> Points:
+    """Alberto Cairo's Datasaurus (Matejka & Fitzmaurice 2017): 142 points, blurred by 0.5 of about 100."""
+    outline = np.loadtxt(STATIC / "datasaurus_dino.csv", delimiter=",", skiprows=1)
+
+    def sample(number, generator):
+        return generator.permutation(np.resize(outline, (number, 2))) + 0.5 * generator.normal(size=(number, 2))
+
+    return points("dino", sample)
+
+
+def line(options) -> Points:
+    """A thick upright line: a filled rectangle, one wide and two high."""
+    return points("line", lambda number, generator: generator.uniform((-0.5, -1), (0.5, 1), (number, 2)))
+
+
+def moons(options) -> Points:
+    """scikit-learn's two half circles, blurred by 0.05."""
+    from sklearn.datasets import make_moons
+
+    def sample(number, generator):
+        return make_moons(number, noise=0.05, random_state=int(generator.integers(2**31)))[0]
+
+    return points("moons", sample)
+
+
+class Images(Data):
+    """Pictures, grey or RGB. Raw: (height, width, channels) uint8; model space: (channels, height, width) in [-1, 1]."""
+
+    modality = "images"
+    interval = (-1.0, 1.0)
+    bin_width = 2 / 255
+    animated = 40
+
+    def encode(self, raw):
+        return raw.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+    def decode(self, x):
+        return x.float().add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+    def draw(self, x):
+        tiles = np.pad(self.decode(x), ((0, -len(x) % min(len(x), COLUMNS)), (1, 1), (1, 1), (0, 0)))
+        tiles = tiles.repeat(3 // tiles.shape[3], axis=3)  # grey becomes RGB
+        number, height, width, _ = tiles.shape
+        columns = min(number, COLUMNS)
+        grid = tiles.reshape(number // columns, columns, height, width, 3).swapaxes(1, 2)
+        zoom = max(1, 56 // height)
+        return grid.reshape(-1, columns * width, 3).repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+    def score(self, x, thorough=False):
+        """Fréchet distance in Inception features to the held-out images (Heusel et al. 2017), where it can be had."""
+        if not thorough:
+            return {}
+        real = np.resize(self.test, min(len(self.test), len(x)))
+        try:
+            distance = frechet_distance(self.items[real], self.decode(x))
+        except (ImportError, OSError) as error:  # no torch-fidelity, or no network for its weights
+            print(f"Fréchet distance left out, it needs torch-fidelity and Inception's weights: {error}")
+            return {}
+        return {"frechet_distance": distance, "frechet_samples": len(x), "frechet_held_out": len(real)}
+
+
+def frechet_distance(real: np.ndarray, generated: np.ndarray, feature=2048) -> float:
+    """Fréchet distance of two sets of images, (n, height, width, channels) uint8, as torchmetrics computes it."""
+    import torch
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    metric = FrechetInceptionDistance(feature=feature)
+    for images, is_real in ((real, True), (generated, False)):
+        for batch in np.split(images, range(64, len(images), 64)):
+            batch = torch.from_numpy(batch).permute(0, 3, 1, 2)
+            metric.update(batch.expand(-1, 3, -1, -1), real=is_real)
+    return float(metric.compute())
+
+
+def resized(items: np.ndarray, size: int | None) -> np.ndarray:
+    """Images (n, height, width, channels) uint8 brought to size x size; as they are, without `size`."""
+    if size in (None, items.shape[1]):
+        return items
+    import torch
+    from torchvision.transforms.functional import resize
+
+    small = resize(torch.from_numpy(items).permute(0, 3, 1, 2), [size, size], antialias=True)
+    return small.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def digits(options) -> Images:
+    """The 1,797 handwritten digits, 8x8, that come inside scikit-learn (Alpaydin & Kaynak 1998)."""
+    from sklearn.datasets import load_digits
+
+    read = load_digits()
+    items = resized((read.images[..., None] * (255 / 16)).round().astype(np.uint8), options.image_size)
+    train, test = np.split(np.arange(len(items)), [1500])
+    classes = [str(digit) for digit in range(10)]
+    return Images("digits", (1, *items.shape[1:3]), classes, items, read.target, train, test)
+
+
+def from_torchvision(name: str, dataset, classes: list[str], options) -> Images:
+    """A data set of torchvision's in MNIST's form, downloaded to `--data_dir` where it is not there yet."""
+    try:
+        parts = [dataset(options.data_dir, train=train, download=True) for train in (True, False)]
+    except (OSError, RuntimeError) as error:
+        folder = Path(options.data_dir) / dataset.__name__ / "raw"
+        raise UsageError(
+            f"--data_dir {options.data_dir}: {name} is not there and could not be downloaded ({error}); "
+            f"connect to the internet or put its files into {folder}"
+        ) from error
+    items = resized(np.concatenate([part.data.numpy() for part in parts])[..., None], options.image_size)
+    labels = np.concatenate([part.targets.numpy() for part in parts])
+    train, test = np.split(np.arange(len(items)), [len(parts[0].data)])
+    return Images(name, (1, *items.shape[1:3]), classes, items, labels, train, test)
+
+
+def mnist(options) -> Images:
+    """70,000 handwritten digits, 28x28 (LeCun et al. 1998)."""
+    from torchvision.datasets import MNIST
+
+    return from_torchvision("mnist", MNIST, [str(digit) for digit in range(10)], options)
+
+
+def fashion_mnist(options) -> Images:
+    """70,000 pieces of clothing, 28x28 (Xiao et al. 2017)."""
+    from torchvision.datasets import FashionMNIST
+
+    return from_torchvision("fashion-mnist", FashionMNIST, FashionMNIST.classes, options)
+
+
+def from_kaggle(name: str, handle: str, options) -> Images:
+    """The images of a public Kaggle data set, downloaded to `--data_dir`/`name` where that folder is absent."""
+    folder = Path(options.data_dir) / name
+    if not folder.is_dir():
+        import kagglehub
+
+        partial = folder.with_name(f".{name}.part")
+        try:
+            kagglehub.dataset_download(handle, output_dir=str(partial))
+        except Exception as error:  # kagglehub documents no errors of its own, and its HTTP library's vary
+            raise UsageError(
+                f"--data_dir {options.data_dir}: {name} is not there and could not be downloaded ({error}); "
+                f"connect to the internet, or unpack kaggle.com/datasets/{handle} into {folder}"
+            ) from error
+        partial.rename(folder)
+    return from_folder(name, folder, folder.parent / ".cache", options, labelled=False)
+
+
+def pets(options) -> Images:
+    """Faces of cats."""
+    return from_kaggle("pets", "borhanitrash/cat-dataset", options)
+
+
+def faces(options) -> Images:
+    """70,000 faces from Flickr, thumbnails of 128x128 (Karras et al. 2019)."""
+    return from_kaggle("faces", "imcr00z/flickr-faces-70k-thumbnails-128x128", options)
+
+
+def folder(options) -> Images:
+    """Anyone's own images: all below `--data_dir`; the folders right below it, if there are several, are classes."""
+    root = Path(options.data_dir)
+    if not root.is_dir():
+        raise UsageError(f"--data_dir {root}: no such folder; name the one that holds your images")
+    return from_folder("folder", root, root / ".cache", options, labelled=True)
+
+
+def from_folder(name: str, root: Path, cache: Path, options, labelled: bool) -> Images:
+    """All images below `root`; one in ten, at least one, is held out."""
+    from PIL import Image
+
+    Image.init()
+    found = (path for path in root.rglob("*") if path.suffix.lower() in Image.EXTENSION)
+    paths = sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
+    size = options.image_size or 64
+    kept, items = decoded(paths, root, cache, size)
+    if len(items) < 2:
+        raise UsageError(f"--data_dir {options.data_dir}: fewer than 2 readable images in {root}; name another folder")
+    parents = [paths[i].relative_to(root).parts[0] if paths[i].parent != root else "" for i in kept]
+    classes = sorted(set(parents))
+    labels = np.array([classes.index(parent) for parent in parents])
+    if not labelled or len(classes) < 2 or "" in classes:
+        classes = labels = None
+    order = np.random.default_rng(0).permutation(len(items))
+    test, train = np.split(order, [max(1, round(HELD_OUT * len(items)))])
+    return Images(name, (3, size, size), classes, items, labels, train, test)
+
+
+def decoded(paths: list[Path], root: Path, cache: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `paths` could be read, and these as a memory map (n, size, size, 3) uint8.
+
+    They are decoded once, in parallel, into `cache`, under a name made of all files' names, sizes and times.
+    """
+    listing = "".join(f"{path.relative_to(root)} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in paths)
+    key = hashlib.sha256(f"{size}\n{listing}".encode()).hexdigest()[:16]
+    pixels, index = cache / f"images-{key}.raw", cache / f"images-{key}.npy"
+    if not index.exists():
+        cache.mkdir(exist_ok=True)
+        partial = cache / f"{pixels.name}.{os.getpid()}"
+        images = read_ahead(lambda path: decode_image(path, size), paths, os.cpu_count())
+        kept, skipped = [], []
+        with open(partial, "wb") as file:
+            for i, image in enumerate(tqdm(images, "decoding", len(paths), unit=" images", disable=None)):
+                if image is None:
+                    skipped.append(str(paths[i].relative_to(root)))
+                else:
+                    kept.append(i)
+                    file.write(image.tobytes())
+        if skipped:
+            print(f"skipped {len(skipped)} unreadable images: {', '.join(skipped[:10])}{' ...' * (len(skipped) > 10)}")
+        partial.replace(pixels)
+        np.save(index, np.array(kept, dtype=np.int64))  # last: where it stands, the pixels are whole
+    kept = np.load(index)
+    items = np.memmap(pixels, np.uint8, "r", shape=(len(kept), size, size, 3)) if len(kept) else np.empty((0,))
+    return kept, items
+
+
+def decode_image(path: Path, size: int) -> np.ndarray | None:
+    """The middle square of an image as (size, size, 3) uint8, on white where it is transparent; None if unreadable."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (2 * size, 2 * size))  # lets JPEG decode at a fraction of its size
+            image = ImageOps.exif_transpose(image).convert("RGBA")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises for broken files
+        return None
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image)
+    return np.asarray(ImageOps.fit(white.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
+
+
+DATASETS = {  # name: (modality, function that reads it)
+    "circle": (Points, circle),
+    "dino": (Points, dino),
+    "line": (Points, line),
+    "moons": (Points, moons),
+    "digits": (Images, digits),
+    "mnist": (Images, mnist),
+    "fashion-mnist": (Images, fashion_mnist),
+    "pets": (Images, pets),
+    "faces": (Images, faces),
+    "folder": (Images, folder),
+}
+
+
+def load(name: str, data_dir: str = "data", image_size: int | None = None, limit: int | None = None) -> Data:
+    """The data set called `name`; with `limit`, only its first training items. Raises UsageError."""
+    _, read = DATASETS[name]
+    data = read(SimpleNamespace(data_dir=data_dir, image_size=image_size))
+    data.train = data.train[:limit]
+    return data
+
+
+def restore(facts: dict) -> Data:
+    """A data set as a checkpoint remembers it: it encodes, decodes, draws and saves, but has no items."""
+    modality, _ = DATASETS[facts["name"]]
+    return modality(**facts)

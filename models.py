@@ -1,0 +1,185 @@
+"""The denoisers. Each is called `model(x_t, t, cond)` and returns a tensor of x_t's shape.
+
+>>> model = UNet((1, 28, 28), num_classes=10, num_timesteps=1000)
+>>> model(torch.randn(16, 1, 28, 28), torch.randint(1, 1001, (16,)), torch.randint(0, 10, (16,))).shape
+torch.Size([16, 1, 28, 28])
+
+What the result stands for (the noise, v or x_0) is the scheduler's affair. A denoiser's keyword arguments are the
+command line's flags of the same names; they raise ValueError where they do not fit together.
+"""
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from positional_embeddings import embedding
+
+
+class MLP(nn.Module):
+    """Residual layers over the embedded coordinates and time, for x_t of shape (batch, dimensions)."""
+
+    def __init__(
+        self,
+        shape: tuple[int],
+        num_classes: int = 0,
+        *,
+        num_timesteps: int,
+        hidden_size: int = 128,
+        hidden_layers: int = 3,
+        embedding_size: int = 128,
+        time_embedding: str = "sinusoidal",
+        input_embedding: str = "sinusoidal",
+    ):
+        super().__init__()
+        self.num_timesteps = num_timesteps
+        self.embed_time = embedding(time_embedding, embedding_size, scale=1000)
+        self.embed_input = embedding(input_embedding, embedding_size, scale=25)
+        self.stem = nn.Linear(shape[0] * self.embed_input.size + self.embed_time.size, hidden_size)
+        self.layers = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(hidden_layers))
+        self.head = nn.Linear(hidden_size, shape[0])
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: None = None) -> Tensor:
+        h = torch.cat([self.embed_input(x_t).flatten(1), self.embed_time(t / self.num_timesteps)], dim=1)
+        h = F.gelu(self.stem(h))
+        for layer in self.layers:
+            h = h + F.gelu(layer(h))
+        return self.head(h)
+
+
+class UNet(nn.Module):
+    """Convolutions at falling, then rising resolution (Ho et al. 2020, app. B), for x_t (batch, channels, height, width).
+
+    `patch_size` trades pixels for channels before the first and after the last layer, which makes it several times as
+    fast. Then come a stage for each of `channel_multipliers`, each at half the resolution of the one before and
+    `hidden_size` times its multiplier wide; attention is at the lowest resolution alone. cond: a class number each,
+    (batch,), or `num_classes` for none.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        num_classes: int = 0,
+        *,
+        num_timesteps: int,
+        hidden_size: int = 64,
+        hidden_layers: int = 1,
+        embedding_size: int = 128,
+        time_embedding: str = "sinusoidal",
+        channel_multipliers: list[int] | None = None,
+        patch_size: int = 2,
+    ):
+        super().__init__()
+        channels, height, width = shape
+        multipliers = channel_multipliers or default_multipliers(height, width, patch_size)
+        factor = patch_size * 2 ** (len(multipliers) - 1)
+        if height % factor or width % factor:
+            raise ValueError(
+                f"images of {height}x{width} cannot be divided by {factor}: choose --image_size accordingly, "
+                "a smaller --patch_size or fewer --channel_multipliers"
+            )
+        self.num_timesteps, self.num_classes, self.patch_size = num_timesteps, num_classes, patch_size
+        embed = embedding(time_embedding, embedding_size, scale=1000)
+        self.embed_time = nn.Sequential(
+            embed, nn.Linear(embed.size, embedding_size), nn.SiLU(), nn.Linear(embedding_size, embedding_size)
+        )
+        self.embed_class = nn.Embedding(num_classes + 1, embedding_size) if num_classes else None
+
+        def blocks(in_channels, channels):
+            sizes = [in_channels] + [channels] * (hidden_layers - 1)
+            return nn.ModuleList(ResidualBlock(size, channels, embedding_size) for size in sizes)
+
+        widths = [hidden_size * multiplier for multiplier in multipliers]
+        self.stem = nn.Conv2d(channels * patch_size**2, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(blocks(w, w) for w in widths[:-1])
+        self.shrink = nn.ModuleList(nn.Conv2d(w, v, 2, stride=2) for w, v in itertools.pairwise(widths))
+        self.middle = nn.ModuleList(blocks(widths[-1], widths[-1]) for _ in range(2))
+        self.attention = nn.ModuleList(Attention(widths[-1]) for _ in range(2))
+        self.grow = nn.ModuleList(nn.ConvTranspose2d(v, w, 2, stride=2) for w, v in itertools.pairwise(widths))
+        self.up = nn.ModuleList(blocks(2 * w, w) for w in widths[:-1])
+        self.norm = group_norm(widths[0])
+        self.head = zero(nn.Conv2d(widths[0], channels * patch_size**2, 3, padding=1))
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        e = self.embed_time(t / self.num_timesteps)
+        if self.embed_class is not None:
+            e = e + self.embed_class(torch.full_like(t, self.num_classes) if cond is None else cond)
+        e = F.silu(e)
+        h = F.pixel_unshuffle(x_t, self.patch_size).contiguous(memory_format=torch.channels_last)
+        h = self.stem(h)  # (batch, hidden_size, height / patch_size, width / patch_size)
+        skips = []
+        for blocks, shrink in zip(self.down, self.shrink):
+            for block in blocks:
+                h = block(h, e)
+            skips.append(h)
+            h = shrink(h)  # the next stage's channels at half the height and width
+        for blocks, attention in zip(self.middle, self.attention):
+            for block in blocks:
+                h = block(h, e)
+            h = attention(h)
+        for blocks, grow, skip in zip(reversed(self.up), reversed(self.grow), reversed(skips)):
+            h = torch.cat([grow(h), skip], dim=1)
+            for block in blocks:
+                h = block(h, e)
+        return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch_size)
+
+
+def default_multipliers(height: int, width: int, patch_size: int) -> list[int]:
+    """1, 2, 3, ... for as many halvings as bring the shorter side to 8 or below, as long as both sides are even."""
+    height, width = height // patch_size, width // patch_size
+    multipliers = [1]
+    while min(height, width) > 8 and height % 2 == 0 and width % 2 == 0:
+        height, width = height // 2, width // 2
+        multipliers.append(multipliers[-1] + 1)
+    return multipliers
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, with scale and shift from the embedding between them (Dhariwal & Nichol 2021, sec. 3)."""
+
+    def __init__(self, in_channels: int, channels: int, embedding_size: int):
+        super().__init__()
+        self.norm_1 = group_norm(in_channels)
+        self.conv_1 = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.modulation = nn.Linear(embedding_size, 2 * channels)
+        self.norm_2 = group_norm(channels)
+        self.conv_2 = zero(nn.Conv2d(channels, channels, 3, padding=1))
+        self.skip = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        h = self.conv_1(F.silu(self.norm_1(x)))
+        scale, shift = self.modulation(e)[:, :, None, None].chunk(2, dim=1)
+        h = torch.addcmul(shift, self.norm_2(h), 1 + scale)
+        return self.skip(x) + self.conv_2(F.silu(h))
+
+
+class Attention(nn.Module):
+    """Self-attention among all pixels (Vaswani et al. 2017), as a residual."""
+
+    def __init__(self, channels: int, head_size: int = 32):
+        super().__init__()
+        self.heads = channels // head_size if channels % head_size == 0 else 1
+        self.norm = group_norm(channels)
+        self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        h = self.query_key_value(self.norm(x)).permute(0, 2, 3, 1)
+        h = h.reshape(batch, height * width, 3, self.heads, channels // self.heads)
+        h = F.scaled_dot_product_attention(*h.permute(2, 0, 3, 1, 4))  # (batch, heads, pixels, channels / heads)
+        return x + self.out(h.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2))
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Groups of 16 channels where they divide, a size that vector units take whole; else one group."""
+    return nn.GroupNorm(channels // 16 if channels % 16 == 0 else 1, channels)
+
+
+def zero(layer: nn.Conv2d) -> nn.Conv2d:
+    """`layer` with weights of zero: a residual branch that ends with it begins as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
