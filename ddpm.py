@@ -13,6 +13,7 @@ import argparse
 import copy
 import csv
 import inspect
+import itertools
 import json
 import math
 import os
@@ -36,40 +37,6 @@ FRAMES = 40  # of a GIF
 SAMPLING_STEPS = 30  # of ddim and dpm++, unless a flag says otherwise
 BOUND_CALLS = 1000  # network calls for the variational bound after training; --evaluate takes ten times as many
 
-DEFAULTS = {  # of each flag; where it depends on the modality, or applies to some alone, of each modality
-    "dataset": "dino",
-    "data_dir": "data",
-    "limit": None,
-    "image_size": {"images": None},
-    "experiment_name": None,
-    "seed": 0,
-    "device": "auto",
-    "precision": "auto",
-    "compile": False,
-    "num_timesteps": {"points": 200, "images": 1000},
-    "beta_schedule": {"points": "cosine", "images": "cosine"},
-    "prediction_type": {"points": "v", "images": "v"},
-    "hidden_size": {"points": 128, "images": 64},
-    "hidden_layers": {"points": 3, "images": 1},
-    "embedding_size": {"points": 128, "images": 128},
-    "time_embedding": "sinusoidal",
-    "input_embedding": {"points": "sinusoidal"},
-    "channel_multipliers": {"images": None},
-    "patch_size": {"images": 2},
-    "epochs": {"points": 400, "images": 20},
-    "train_batch_size": {"points": 1024, "images": 128},
-    "learning_rate": {"points": 2e-3, "images": 1e-3},
-    "ema_decay": {"points": 0.999, "images": 0.999},
-    "save_every": {"points": 40, "images": 1},
-    "sampler": {"points": "ddpm", "images": "dpm++"},
-    "sampling_steps": None,
-    "eta": 0.0,
-    "num_samples": {"points": 2000, "images": 100},
-    "eval_batch_size": {"points": 10000, "images": 500},
-    "label": None,
-    "guidance": 1.0,
-}
-
 
 def number(kind, low, high=math.inf):
     """An argparse type: a number of `kind` (int or float) between `low` and `high`."""
@@ -88,78 +55,78 @@ def number(kind, low, high=math.inf):
     return parse
 
 
+def option(default, text: str, *names: str, **settings) -> dict:
+    """A row of `FLAGS`. `default` may be a dictionary by modality: the flag then serves these modalities alone."""
+    return {"default": default, "help": text, "names": names, "settings": settings}
+
+
 count = number(int, 1)
-FLAGS = {  # group: {flag: what argparse.add_argument takes}; -h shows them in this order
+FLAGS = {  # every flag, with its default, in the order of -h
     "data": {
-        "dataset": dict(choices=DATASETS, help="what to learn"),
-        "data_dir": dict(
-            metavar="PATH", help="where data sets are read from and downloaded to; with `folder`, your images"
-        ),
-        "limit": dict(type=count, metavar="N", help="train on the first N items alone"),
-        "image_size": dict(
-            type=count, metavar="PIXELS", help="side of the images (default: grey ones as they are, RGB 64)"
-        ),
-    },
-    "run": {
-        "experiment_name": dict(metavar="NAME", help="results go to exps/NAME (default: DATASET_base)"),
-        "resume": dict(action="store_true", help="continue exps/NAME from its last checkpoint"),
-        "overwrite": dict(action="store_true", help="delete exps/NAME first, if it exists"),
-        "sample": dict(metavar="CHECKPOINT", help="train nothing, draw samples from this file"),
-        "evaluate": dict(
-            nargs="?",
-            const="",
-            metavar="CHECKPOINT",
-            help="train nothing, score this file (default: that of exps/NAME) on held-out data",
-        ),
-        "seed": dict(type=number(int, 0), help="of everything random"),
-        "device": dict(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one"),
-        "precision": dict(choices=("auto", "fp32", "bf16"), help="of the denoiser's arithmetic; auto is bf16 on a GPU"),
-        "compile": dict(action="store_true", help="compile the denoiser: minutes to start, then faster"),
+        "dataset": option("dino", "what to learn", choices=DATASETS),
+        "data_dir": option("data", "where data sets are read from or downloaded to; with `folder`, your images"),
+        "limit": option(None, "train on the first N items alone", type=count),
+        "image_size": option({"images": None}, "side of the images (default: grey as they are, RGB 64)", type=count),
     },
     "diffusion": {
-        "num_timesteps": dict(type=number(int, 2), metavar="T", help="length of the chain"),
-        "beta_schedule": dict(choices=("linear", "quadratic", "cosine", "sigmoid"), help="how fast noise comes in"),
-        "prediction_type": dict(choices=("epsilon", "v", "sample"), help="what the denoiser predicts: noise, v or x_0"),
+        "num_timesteps": option({"points": 200, "images": 1000}, "length T of the chain", type=number(int, 2)),
+        "beta_schedule": option("cosine", "how noise comes in", choices=("linear", "quadratic", "cosine", "sigmoid")),
+        "prediction_type": option("v", "what the denoiser predicts", choices=("epsilon", "v", "sample")),
     },
     "denoiser": {
-        "hidden_size": dict(type=count, metavar="N", help="width of the (first) layers"),
-        "hidden_layers": dict(type=count, metavar="N", help="layers of the MLP, residual blocks of each UNet stage"),
-        "embedding_size": dict(type=number(int, 2), metavar="N", help="length of positional embeddings"),
-        "time_embedding": dict(choices=("sinusoidal", "fourier", "learnable", "linear", "zero"), help="of t"),
-        "input_embedding": dict(choices=("sinusoidal", "fourier", "learnable", "identity"), help="of coordinates"),
-        "channel_multipliers": dict(
-            type=count,
-            nargs="+",
-            metavar="M",
-            help="width of each UNet stage over hidden_size (default: 1 2 3 ... down to 8 pixels)",
+        "hidden_size": option({"points": 128, "images": 64}, "width of the first layer", type=count),
+        "hidden_layers": option({"points": 3, "images": 1}, "layers, or blocks of each UNet stage", type=count),
+        "embedding_size": option({"points": 128, "images": 128}, "of the positional embeddings", type=number(int, 2)),
+        "time_embedding": option(
+            "sinusoidal", "of t", choices=("sinusoidal", "fourier", "learnable", "linear", "zero")
         ),
-        "patch_size": dict(type=count, metavar="PIXELS", help="side of the squares that the UNet takes as one pixel"),
+        "input_embedding": option(
+            {"points": "sinusoidal"}, "of x_t", choices=("sinusoidal", "fourier", "learnable", "linear", "identity")
+        ),
+        "channel_multipliers": option(
+            {"images": None}, "widths of the UNet's stages (default: 1 2 3 ... down to 8 pixels)", type=count, nargs="+"
+        ),
+        "patch_size": option({"images": 2}, "side of the squares the UNet takes as one pixel", type=count),
     },
     "training": {
-        "epochs": dict(flags=("--num_epochs",), type=count, metavar="N", help="times through the data"),
-        "train_batch_size": dict(type=count, metavar="N", help="items in a step, over all processes"),
-        "learning_rate": dict(type=number(float, 0), metavar="RATE", help="of AdamW"),
-        "ema_decay": dict(
-            type=number(float, 0, 1), metavar="DECAY", help="of the weights' moving average, reached gradually"
-        ),
-        "save_every": dict(
-            flags=("--save_images_step",), type=count, metavar="N", help="keep a checkpoint and samples every N epochs"
+        "epochs": option({"points": 400, "images": 20}, "times through the data", "--num_epochs", type=count),
+        "train_batch_size": option({"points": 1024, "images": 128}, "items a step, over all processes", type=count),
+        "learning_rate": option({"points": 2e-3, "images": 1e-3}, "of AdamW", type=number(float, 0)),
+        "ema_decay": option(0.999, "of the weights' moving average, reached gradually", type=number(float, 0, 1)),
+        "save_every": option(
+            {"points": 40, "images": 1}, "epochs between checkpoints that are kept", "--save_images_step", type=count
         ),
     },
     "sampling": {
-        "sampler": dict(choices=("ddpm", "ddim", "dpm++"), help="of the reverse process"),
-        "sampling_steps": dict(type=count, metavar="N", help="network calls for a sample (default: ddpm T, others 30)"),
-        "eta": dict(type=number(float, 0, 1), help="noise of ddim: 0 none, 1 as ddpm"),
-        "num_samples": dict(type=count, metavar="N", help="samples to draw"),
-        "eval_batch_size": dict(type=count, metavar="N", help="samples drawn at once"),
-        "label": dict(metavar="CLASS", help="draw this class alone, by name or number"),
-        "guidance": dict(
-            type=number(float, 0),
-            metavar="W",
-            help="1: as learned; more: clearer and less diverse; 0: without the class",
-        ),
+        "sampler": option({"points": "ddpm", "images": "dpm++"}, "way back", choices=("ddpm", "ddim", "dpm++")),
+        "sampling_steps": option(None, "network calls for a sample (default: ddpm T, others 30)", type=count),
+        "eta": option(0.0, "noise of ddim: 0 none, 1 as ddpm", type=number(float, 0, 1)),
+        "num_samples": option({"points": 2000, "images": 100}, "samples to draw", type=count),
+        "eval_batch_size": option({"points": 10000, "images": 500}, "samples drawn at once", type=count),
+        "label": option(None, "draw this class alone, by name or number (default: each in turn)"),
+        "guidance": option(1.0, "towards the class: 1 as learned, 0 without, 2 clearer", type=number(float, 0)),
+    },
+    "run": {
+        "experiment_name": option(None, "results go to exps/EXPERIMENT_NAME (default: DATASET_base)"),
+        "seed": option(0, "of all that is random", type=number(int, 0)),
+        "device": option("auto", "cpu, cuda, cuda:1 ..."),
+        "precision": option("auto", "of the denoiser; auto: bf16 on a GPU", choices=("auto", "fp32", "bf16")),
+        "compile": option(False, "compile the denoiser: a minute to start, then faster", action="store_true"),
     },
 }
+ACTIONS = {  # what to do other than train anew
+    "resume": option(None, "go on from the experiment's last checkpoint", action="store_true"),
+    "overwrite": option(None, "delete the experiment, if it exists, and start anew", action="store_true"),
+    "sample": option(None, "draw samples from this checkpoint", metavar="CHECKPOINT"),
+    "evaluate": option(
+        None,
+        "score a checkpoint (default: the experiment's) on held-out data",
+        metavar="CHECKPOINT",
+        nargs="?",
+        const="",
+    ),
+}
+DEFAULTS = {flag: row["default"] for group in FLAGS.values() for flag, row in group.items()}
 FIXED = {flag for group in ("data", "diffusion", "denoiser") for flag in FLAGS[group]} - {"data_dir"}  # by training
 
 
@@ -170,30 +137,28 @@ class Parser(argparse.ArgumentParser):
 
 def fail(message: str) -> int:
     """Say what is wrong in one line; returns the exit code."""
-    print(f"ddpm.py: error: {message}", file=sys.stderr)
+    print("ddpm.py: error:", *message.split(), file=sys.stderr)
     return 2
 
 
 def parse_arguments(arguments: list[str] | None = None) -> dict:
     """The flags that were given, and no others: defaults come from `DEFAULTS` or from a checkpoint."""
-    width = dict(max_help_position=30, width=min(110, shutil.get_terminal_size().columns))
     parser = Parser(
         usage="python ddpm.py [--dataset NAME] [flags]",
         description="Train a diffusion model, draw from it, score it. Without flags: the dinosaur.",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, **width),
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    for title, flags in FLAGS.items():
+    for title, flags in (FLAGS | {"actions": ACTIONS}).items():
         group = parser.add_argument_group(title)
-        for flag, options in flags.items():
-            options = dict(options)
-            default = DEFAULTS.get(flag)
+        for flag, row in flags.items():
+            default = row["default"]
             if isinstance(default, dict):
                 default = ", ".join(f"{modality} {value}" for modality, value in default.items() if value is not None)
-            if default:
-                options["help"] += f" (default: {default})"
-            group.add_argument(f"--{flag}", *options.pop("flags", ()), dest=flag, **options)
+            metavar = {"metavar": "N"} if "type" in row["settings"] else {}
+            text = row["help"] + (f" (default: {default})" if default else "")
+            group.add_argument(f"--{flag}", *row["names"], dest=flag, help=text, **metavar, **row["settings"])
     return vars(parser.parse_args(arguments))
 
 
@@ -219,8 +184,9 @@ def resolve(given: dict, saved: dict | None = None) -> SimpleNamespace:
     config |= {flag: value for flag, value in (saved or {}).items() if flag not in ("device", "compile")}
     config |= {flag: value for flag, value in given.items() if flag in DEFAULTS}
     config["experiment_name"] = config["experiment_name"] or f"{config['dataset']}_base"
-    steps = config["num_timesteps"] if config["sampler"] == "ddpm" else min(SAMPLING_STEPS, config["num_timesteps"])
-    config["sampling_steps"] = given.get("sampling_steps", steps)
+    if not config["sampling_steps"] or {"sampling_steps", "sampler"} & set(given) == {"sampler"}:
+        num_timesteps = config["num_timesteps"]
+        config["sampling_steps"] = num_timesteps if config["sampler"] == "ddpm" else min(SAMPLING_STEPS, num_timesteps)
     if config["sampling_steps"] > config["num_timesteps"]:
         raise UsageError(
             f"--sampling_steps {config['sampling_steps']}: at most --num_timesteps, {config['num_timesteps']}"
@@ -230,8 +196,6 @@ def resolve(given: dict, saved: dict | None = None) -> SimpleNamespace:
 
 if __name__ == "__main__":
     GIVEN = parse_arguments()  # before PyTorch, whose import takes seconds: -h and a mistyped flag answer at once
-
-import itertools
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
