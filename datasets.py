@@ -115,7 +115,7 @@ class Data:
         yield from self.read(np.split(order, range(batch_size, number, batch_size)), device)
 
     def read(self, chosen, device):
-        """Yield (x_0, cond, weight) for each array of indices: from the device's memory, or read ahead from the disk."""
+        """Yield (x_0, cond, weight) for each array of indices, out of the device's memory or ahead from the disk."""
         import torch
 
         if self.items.nbytes <= RESIDENT_BYTES:
@@ -247,7 +247,7 @@ def moons(options) -> Points:
 
 
 class Images(Data):
-    """Pictures, grey or RGB. Raw: (height, width, channels) uint8; model space: (channels, height, width) in [-1, 1]."""
+    """Grey or RGB. Raw: (height, width, channels) uint8; model space: (channels, height, width) in [-1, 1]."""
 
     modality = "images"
     interval = (-1.0, 1.0)

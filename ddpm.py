@@ -619,7 +619,8 @@ def write_gif(path: Path, pictures) -> None:
     import imageio.v3 as imageio
 
     pictures = np.stack(list(pictures))
-    imageio.imwrite(path, pictures, duration=[60] * (len(pictures) - 1) + [1500], loop=0)
+    durations = [60] * (len(pictures) - 1) + [1500]  # Pillow takes no list for a single picture
+    imageio.imwrite(path, pictures, duration=durations if len(pictures) > 1 else durations[0], loop=0)
 
 
 def forward_process(scheduler: NoiseScheduler, data: Data, seed: int):

@@ -49,7 +49,7 @@ class MLP(nn.Module):
 
 
 class UNet(nn.Module):
-    """Convolutions at falling, then rising resolution (Ho et al. 2020, app. B), for x_t (batch, channels, height, width).
+    """Convolutions at falling, then rising resolution (Ho et al. 2020), for x_t (batch, channels, height, width).
 
     `patch_size` trades pixels for channels before the first and after the last layer, which makes it several times as
     fast. Then come a stage for each of `channel_multipliers`, each at half the resolution of the one before and

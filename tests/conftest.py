@@ -1,6 +1,6 @@
-import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,13 +9,18 @@ sys.path.insert(0, str(ROOT))
 
 
 @pytest.fixture
-def ddpm_command(tmp_path):
-    """Run `python ddpm.py ARGUMENTS` in an empty folder, as a user would; returns the finished process."""
-    import subprocess
+def ddpm_command(tmp_path, monkeypatch, capsys):
+    """What `python ddpm.py ARGUMENTS` does in an empty folder, but in this process, which has PyTorch already."""
+    import ddpm
 
-    def run(*arguments, launcher=(sys.executable,), **options):
-        command = [*launcher, str(ROOT / "ddpm.py"), *map(str, arguments)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, **options)
+    def run(*arguments):
+        capsys.readouterr()
+        try:
+            code = ddpm.main(ddpm.parse_arguments([str(argument) for argument in arguments]))
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=out, stderr=err)
 
+    monkeypatch.chdir(tmp_path)
     return run

@@ -1,0 +1,158 @@
+"""ddpm.py as a user runs it: its answers, what a run leaves, and what it refuses."""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+SMALL = ["--epochs", "2", "--num_timesteps", "10", "--train_batch_size", "500"]
+POINTS = ["--dataset", "moons", *SMALL, "--num_samples", "200", "--hidden_size", "16"]
+DIGITS = ["--dataset", "digits", *SMALL, "--num_samples", "20", "--hidden_size", "16"]
+
+
+def test_help_answers_at_once_without_torch_and_shows_every_default(ddpm_command):
+    import ddpm
+
+    code = "import sys; sys.argv = ['ddpm.py', '-h']; import runpy\ntry: runpy.run_path('ddpm.py', run_name='__main__')"
+    code += "\nfinally: assert 'torch' not in sys.modules"
+    seconds = []
+    for _ in range(3):
+        start = time.monotonic()
+        answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        seconds.append(time.monotonic() - start)
+    assert min(seconds) < 0.5
+    text = " ".join(answer.stdout.split())
+    for flag, default in ddpm.DEFAULTS.items():
+        assert f"--{flag} " in text
+        values = default if isinstance(default, dict) else {"": default}
+        for modality, value in values.items():
+            assert not value or f"{modality} {value}".strip() in text
+    for group in ddpm.FLAGS:
+        assert f"{group}:" in text
+
+
+def test_every_flag_of_tiny_diffusion_is_understood():
+    import ddpm
+
+    line = (
+        "--experiment_name a --dataset line --train_batch_size 32 --eval_batch_size 1000 --num_epochs 200 "
+        "--learning_rate 1e-3 --num_timesteps 50 --beta_schedule quadratic --embedding_size 128 --hidden_size 128 "
+        "--hidden_layers 3 --time_embedding zero --input_embedding linear --save_images_step 1"
+    )
+    config = ddpm.resolve(ddpm.parse_arguments(line.split()))
+    assert (config.epochs, config.save_every, config.input_embedding) == (200, 1, "linear")
+    assert ddpm.parse_arguments(["--epochs", "7"]) == ddpm.parse_arguments(["--num_epochs", "7"])
+
+
+@pytest.mark.parametrize("arguments", [POINTS, DIGITS], ids=["points", "images"])
+def test_a_run_leaves_what_it_should_and_says_where(arguments, ddpm_command, tmp_path):
+    done = ddpm_command(*arguments, "--experiment_name", "a", "--save_every", 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["results:", "exps/a"]
+    assert done.stderr == ""  # no progress bars where the output is not a terminal
+    folder = tmp_path / "exps" / "a"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["dataset"] == arguments[1] and config["epochs"] == 2
+    rows = list(csv.DictReader((folder / "log.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"] and float(rows[1]["loss"]) < 1.5
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert ("ratio" if arguments is POINTS else "bits_per_dim") in metrics
+    assert len(np.load(folder / "samples.npy")) == int(arguments[arguments.index("--num_samples") + 1])
+    for name, frames in {"forward": 11, "reverse": 11, "training": 2}.items():
+        gif = imageio.imread(folder / f"{name}.gif")
+        assert len(gif) == frames and gif.shape[-1] == 3
+    for name in ("loss.png", "samples.png"):
+        assert imageio.imread(folder / name).ndim == 3
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept == ["epoch_0001.pt", "epoch_0002.pt"]
+    assert len(torch.load(folder / "checkpoints" / kept[0], weights_only=True)["samples"]) > 0
+
+
+def test_a_checkpoint_alone_is_enough_to_sample_and_the_data_to_evaluate(ddpm_command, tmp_path):
+    assert ddpm_command(*DIGITS, "--experiment_name", "a").returncode == 0
+    moved = tmp_path / "elsewhere" / "model.pt"
+    moved.parent.mkdir()
+    (tmp_path / "exps" / "a" / "checkpoint.pt").rename(moved)
+    flags = ["--num_samples", 7, "--sampler", "ddim", "--sampling_steps", 5, "--label", 3, "--guidance", 2]
+    done = ddpm_command("--sample", moved, *flags)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / done.stdout.split()[-1]
+    assert np.load(folder / "samples.npy").shape == (7, 8, 8, 1)
+    again = np.load(folder / "samples.npy")
+    assert ddpm_command("--sample", moved, *flags).returncode == 0
+    assert np.array_equal(np.load(folder / "samples.npy"), again)
+    done = ddpm_command("--evaluate", moved)
+    assert done.returncode == 0 and "bits_per_dim:" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--dataset", "dragon"], "--dataset"),
+        (["--epochs", "0"], "--epochs"),
+        (["--learning_rate", "fast"], "--learning_rate"),
+        (["--epoch", "3"], "--epoch"),
+        (["--experiment_name", "../a"], "--experiment_name"),
+        (["--experiment_name", "/tmp/a"], "--experiment_name"),
+        (["--experiment_name", "."], "--experiment_name"),
+        (["--experiment_name", ".."], "--experiment_name"),
+        (["--resume"], "--resume"),
+        (["--sample", "absent.pt"], "--sample"),
+        (["--sample", "damaged.pt"], "damaged.pt"),
+        (["--sample", "foreign.pt"], "foreign.pt"),
+        (["--evaluate"], "checkpoint.pt"),
+        (["--label", "3"], "--label"),
+        (["--guidance", "2"], "--guidance"),
+        (["--patch_size", "2"], "--patch_size"),
+        (["--num_timesteps", "10", "--sampling_steps", "11"], "--sampling_steps"),
+        (["--dataset", "digits", "--label", "10"], "--label"),
+        (["--dataset", "digits", "--image_size", "9"], "--image_size"),
+        (["--dataset", "folder", "--data_dir", "absent"], "--data_dir"),
+        (["--device", "tpu"], "--device"),
+    ],
+)
+def test_bad_input_gets_one_line_that_names_it_and_exit_code_2(arguments, told, ddpm_command, tmp_path):
+    (tmp_path / "damaged.pt").write_bytes(b"PK not really")
+    torch.save({"some": "weights"}, tmp_path / "foreign.pt")
+    done = ddpm_command(*arguments)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and told in done.stderr
+    assert not (tmp_path / "exps").exists()
+
+
+def test_an_experiment_that_exists_is_kept_unless_overwritten(ddpm_command, tmp_path):
+    assert ddpm_command(*POINTS, "--experiment_name", "a").returncode == 0
+    checkpoint = tmp_path / "exps" / "a" / "checkpoint.pt"
+    before = checkpoint.read_bytes()
+    refused = ddpm_command(*POINTS, "--experiment_name", "a")
+    assert refused.returncode == 2 and "--resume" in refused.stderr and "--overwrite" in refused.stderr
+    failed = ddpm_command("--dataset", "folder", "--data_dir", "absent", "--experiment_name", "a", "--overwrite")
+    assert failed.returncode == 2 and checkpoint.read_bytes() == before
+    assert ddpm_command(*POINTS, "--experiment_name", "a", "--overwrite", "--seed", 1).returncode == 0
+    assert checkpoint.read_bytes() != before
+
+
+def test_what_training_has_fixed_cannot_be_changed_after_it(ddpm_command):
+    assert ddpm_command(*POINTS, "--experiment_name", "a").returncode == 0
+    for action in (["--sample", "exps/a/checkpoint.pt"], ["--resume", "--experiment_name", "a"]):
+        done = ddpm_command(*action, "--num_timesteps", 20)
+        assert done.returncode == 2 and "--num_timesteps" in done.stderr and "10" in done.stderr
+    done = ddpm_command("--sample", "exps/a/checkpoint.pt", "--epochs", 3)
+    assert done.returncode == 2 and "--epochs" in done.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(ddpm_command, tmp_path):
+    assert ddpm_command(*POINTS, "--experiment_name", "a").returncode == 0
+    checkpoint = tmp_path / "exps" / "a" / "checkpoint.pt"
+    done = ddpm_command("--resume", "--experiment_name", "a", "--epochs", 50, "--learning_rate", "1e30")
+    assert done.returncode == 2 and "no longer finite" in done.stderr and "--learning_rate" in done.stderr
+    state = torch.load(checkpoint, weights_only=True)
+    assert all(weight.isfinite().all() for weight in state["model"].values())
+    assert len(state["history"]) >= 2

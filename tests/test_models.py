@@ -1,0 +1,105 @@
+"""The denoisers: shapes, what they depend on, and that they begin where they should."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from models import MLP, Attention, UNet
+from positional_embeddings import EMBEDDINGS, embedding
+
+
+def wake(model):
+    """Give weights that start at zero random values, so that the output depends on everything."""
+    for parameter in model.parameters():
+        if parameter.abs().sum() == 0:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("kind", EMBEDDINGS)
+def test_embeddings_append_an_axis_of_the_size_they_tell(kind):
+    embed = embedding(kind, 32, scale=1000)
+    assert embed(torch.rand(5, 3)).shape == (5, 3, embed.size)
+
+
+def test_sinusoidal_embedding_is_the_transformer_s():
+    """At t in steps: sin and cos of t / 10000^(i / (half - 1)) (Vaswani et al. 2017, in the order of DDPM's code)."""
+    t, half = 123, 16
+    angles = t * 10000.0 ** (-np.arange(half) / (half - 1))
+    ours = embedding("sinusoidal", 32, scale=1000)(torch.tensor([t / 1000]))
+    np.testing.assert_allclose(ours[0], np.concatenate([np.sin(angles), np.cos(angles)]), atol=1e-4)
+
+
+@pytest.mark.parametrize("time_embedding", ["sinusoidal", "fourier", "learnable", "linear", "zero"])
+@pytest.mark.parametrize("input_embedding", ["sinusoidal", "fourier", "learnable", "linear", "identity"])
+def test_mlp_takes_every_embedding(time_embedding, input_embedding):
+    model = MLP((2,), num_timesteps=50, time_embedding=time_embedding, input_embedding=input_embedding)
+    x_t, t = torch.randn(7, 2), torch.full((7,), 10)
+    assert model(x_t, t).shape == x_t.shape
+    knows_time = not torch.equal(model(x_t, t), model(x_t, t + 30))
+    assert knows_time == (time_embedding != "zero")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("height, width", [(4, 4), (8, 12), (28, 28), (36, 20), (100, 64)])
+def test_unet_takes_any_size_divisible_by_4_and_any_channels(channels, height, width):
+    model = wake(UNet((channels, height, width), num_timesteps=100, hidden_size=16))
+    x_t = torch.randn(2, channels, height, width)
+    assert model(x_t, torch.tensor([1, 100])).shape == x_t.shape
+
+
+@pytest.mark.parametrize(
+    "hidden_size, hidden_layers, multipliers, patch_size", [(20, 2, [1, 2], 1), (48, 3, [1, 1, 2], 2)]
+)
+def test_unet_takes_other_sizes(hidden_size, hidden_layers, multipliers, patch_size):
+    model = UNet(
+        (1, 16, 16),
+        num_timesteps=100,
+        hidden_size=hidden_size,
+        hidden_layers=hidden_layers,
+        channel_multipliers=multipliers,
+        patch_size=patch_size,
+    )
+    assert model(torch.randn(2, 1, 16, 16), torch.tensor([1, 100])).shape == (2, 1, 16, 16)
+
+
+def test_unet_refuses_a_size_that_does_not_divide_and_names_the_remedies():
+    with pytest.raises(ValueError, match=r"--image_size.*--patch_size.*--channel_multipliers"):
+        UNet((1, 30, 30), num_timesteps=100, channel_multipliers=[1, 2])
+
+
+def test_unet_begins_with_zero_and_blocks_as_identity():
+    model = UNet((1, 8, 8), num_timesteps=100)
+    assert not model(torch.randn(2, 1, 8, 8), torch.tensor([1, 100])).any()
+    x = torch.randn(2, 64, 4, 4)
+    assert torch.equal(model.middle[0][0](x, torch.randn(2, 128)), x)
+
+
+def test_unet_sees_time_class_and_every_pixel():
+    model = wake(UNet((1, 8, 8), num_classes=3, num_timesteps=100, hidden_size=32)).double()
+    x_t, t, cond = torch.randn(1, 1, 8, 8, dtype=torch.float64), torch.tensor([40]), torch.tensor([1])
+    outputs = [model(x_t, t, c) for c in (cond, cond + 1, None)] + [model(x_t, t + 1, cond)]
+    for one, other in itertools.combinations(outputs, 2):
+        assert not torch.allclose(one, other)
+    assert torch.equal(model(x_t, t, None), model(x_t, t, torch.tensor([3])))  # class 3 of 3 is no class
+    gradient = torch.autograd.functional.jacobian(lambda x: model(x, t, cond)[0, 0, 0, 0], x_t)
+    assert (gradient != 0).all()
+
+
+def test_attention_is_the_formula():
+    """softmax(Q K^T / sqrt(d)) V, head by head (Vaswani et al. 2017, eq. 1)."""
+    attention = wake(Attention(64)).double()
+    x = torch.randn(2, 64, 3, 5, dtype=torch.float64)
+    query_key_value = attention.query_key_value(attention.norm(x)).flatten(2)  # (batch, 3 * heads * 32, pixels)
+    q, k, v = query_key_value.view(2, 3, 2, 32, 15).transpose(0, 1)
+    weights = torch.softmax(q.transpose(-1, -2) @ k / 32**0.5, dim=-1)
+    h = (v @ weights.transpose(-1, -2)).reshape(2, 64, 3, 5)
+    torch.testing.assert_close(attention(x), x + attention.out(h))
+
+
+def test_samples_of_a_batch_do_not_mix():
+    model = wake(UNet((1, 8, 8), num_timesteps=100)).double()
+    x_t, t = torch.randn(4, 1, 8, 8, dtype=torch.float64), torch.tensor([1, 30, 60, 100])
+    torch.testing.assert_close(model(x_t, t)[1:2], model(x_t[1:2], t[1:2]))
