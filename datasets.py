@@ -27,6 +27,7 @@ STATIC = Path(__file__).parent / "static"
 RESIDENT_BYTES = 2**30  # data up to this size lives on the device, larger data streams from the disk
 HELD_OUT = 0.1  # the share of a folder of images that is kept for scoring
 PICTURED = 2000  # samples at most in a picture
+FRECHET_SAMPLES = 2048  # as many as Inception has features, for their covariance to have full rank
 COLUMNS = 10  # of a grid of images: with ten classes, one for each
 
 
@@ -272,6 +273,9 @@ class Images(Data):
     def score(self, x, thorough=False):
         """Fréchet distance in Inception features to the held-out images (Heusel et al. 2017), where it can be had."""
         if not thorough:
+            return {}
+        if len(x) < FRECHET_SAMPLES:
+            print(f"Fréchet distance left out: it needs --num_samples {FRECHET_SAMPLES} or more, better 10000")
             return {}
         real = np.resize(self.test, min(len(self.test), len(x)))
         try:

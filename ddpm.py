@@ -84,7 +84,10 @@ FLAGS = {  # every flag, with its default, in the order of -h
             {"points": "sinusoidal"}, "of x_t", choices=("sinusoidal", "fourier", "learnable", "linear", "identity")
         ),
         "channel_multipliers": option(
-            {"images": None}, "widths of the UNet's stages (default: 1 2 3 ... down to 8 pixels)", type=count, nargs="+"
+            {"images": None},
+            "widths of the UNet's stages (default: 1 1 2 2 ... down to 8 pixels)",
+            type=count,
+            nargs="+",
         ),
         "patch_size": option({"images": 2}, "side of the squares the UNet takes as one pixel", type=count),
     },
@@ -388,12 +391,14 @@ def bits_per_dim(model, scheduler: NoiseScheduler, data: Data, config, number: i
     times = 1 + torch.searchsorted(odds.cumsum(0), quantiles.double()).clamp(max=config.num_timesteps - 1)
     bits = []
     batches = zip(data.held_out(config.eval_batch_size, number, device), times.split(config.eval_batch_size))
-    for (x_0, cond, _), t in batches:
-        noise = torch.randn(x_0.shape, generator=generator, device=device)
-        with autocast(config.precision, device):
-            prediction = model(scheduler.add_noise(x_0, noise, t), t, cond).float()
-        terms = bound_terms(scheduler, x_0, noise, t, prediction, data.bin_width)
-        bits.append(terms.flatten(1).sum(1) / odds[t - 1] + prior_term(scheduler, x_0).flatten(1).sum(1))
+    with progress_bar("evaluating", number, "items") as bar:
+        for (x_0, cond, _), t in batches:
+            noise = torch.randn(x_0.shape, generator=generator, device=device)
+            with autocast(config.precision, device):
+                prediction = model(scheduler.add_noise(x_0, noise, t), t, cond).float()
+            terms = bound_terms(scheduler, x_0, noise, t, prediction, data.bin_width)
+            bits.append(terms.flatten(1).sum(1) / odds[t - 1] + prior_term(scheduler, x_0).flatten(1).sum(1))
+            bar.update(len(x_0))
     bits = torch.cat(bits) / (dimensions * math.log(2))
     return {"bits_per_dim": bits.mean().item(), "bits_per_dim_standard_error": (bits.std() / number**0.5).item()}
 
@@ -413,11 +418,10 @@ def bound_terms(scheduler: NoiseScheduler, x_0, noise, t: Tensor, prediction, bi
     predicted = scheduler.predict_x_0(prediction, scheduler.add_noise(x_0, noise, t), t).double()
     x_0, extra = x_0.double(), (1,) * (x_0.ndim - t.ndim)
     divergence = (scheduler.snr(t - 1) - scheduler.snr(t)).view(-1, *extra) / 2 * (x_0 - predicted) ** 2
-    low, high = (x_0 - predicted - bin_width / 2), (x_0 - predicted + bin_width / 2)
+    low, high = x_0 - predicted - bin_width / 2, x_0 - predicted + bin_width / 2
     low = low.masked_fill(x_0 < scheduler.interval[0] + bin_width / 2, -math.inf) / scheduler.betas[1].sqrt()
     high = high.masked_fill(x_0 > scheduler.interval[1] - bin_width / 2, math.inf) / scheduler.betas[1].sqrt()
-    # of two tails far from the mean take the one where floating point has digits left
-    flip = low > 0
+    flip = low > 0  # far above the mean: by symmetry the same mass below it, where floating point has digits left
     low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
     mass = torch.special.ndtr(high) - torch.special.ndtr(low)
     return torch.where(t.view(-1, *extra) > 1, divergence, -mass.clamp(min=1e-12).log())
@@ -597,7 +601,7 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def write_log(history: list[dict], folder: Path) -> None:
-    """log.csv and loss.png."""
+    """log.csv, a row for each epoch."""
     with open(folder / "log.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, history[0])
         writer.writeheader()
@@ -605,6 +609,7 @@ def write_log(history: list[dict], folder: Path) -> None:
 
 
 def draw_loss(history: list[dict], folder: Path) -> None:
+    """loss.png, the mean loss of each epoch."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -673,7 +678,9 @@ def load_data(config) -> Data:
 def from_scratch_or_resumed(given: dict, device: torch.device) -> tuple[Path, dict]:
     """Train as the flags say; returns the folder of the results and the scores."""
     folder, rank, saved = experiment_folder(given), process()[0], {}
-    if given.get("resume"):
+    if {"resume", "overwrite"} <= set(given):
+        raise UsageError("--resume goes on with an experiment, --overwrite deletes it: choose one")
+    if "resume" in given:
         if not (folder / "config.json").is_file():
             raise UsageError(
                 f"--resume: there is no experiment in {folder}; check --experiment_name or leave --resume out"
@@ -681,7 +688,7 @@ def from_scratch_or_resumed(given: dict, device: torch.device) -> tuple[Path, di
         saved = {"config": json.loads((folder / "config.json").read_text())}
         if (folder / "checkpoint.pt").exists():
             saved = load_checkpoint(folder / "checkpoint.pt")
-    elif rank == 0 and folder.exists() and not given.get("overwrite"):
+    elif rank == 0 and folder.exists() and "overwrite" not in given:
         raise UsageError(
             f"{folder} exists: --resume goes on with it, --overwrite starts anew, --experiment_name gives another name"
         )
@@ -742,6 +749,8 @@ def main(given: dict) -> int:
     """Do what the flags say and tell where the results are; returns the exit code."""
     try:
         device = choose_device(given.get("device", "auto"))
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # started by torchrun
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         act = from_checkpoint if {"sample", "evaluate"} & set(given) else from_scratch_or_resumed
@@ -753,7 +762,7 @@ def main(given: dict) -> int:
         return 130
     if process()[0] == 0:
         for name, value in metrics.items():
-            print(f"{name}: {value:.4g}")
+            print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
         print(f"results: {folder}")
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -127,13 +127,11 @@ class UNet(nn.Module):
 
 
 def default_multipliers(height: int, width: int, patch_size: int) -> list[int]:
-    """1, 2, 3, ... for as many halvings as bring the shorter side to 8 or below, as long as both sides are even."""
-    height, width = height // patch_size, width // patch_size
-    multipliers = [1]
+    """1, 1, 2, 2, 3 ... for as many halvings as bring the shorter side to 8 or below, while both sides are even."""
+    stages, height, width = 1, height // patch_size, width // patch_size
     while min(height, width) > 8 and height % 2 == 0 and width % 2 == 0:
-        height, width = height // 2, width // 2
-        multipliers.append(multipliers[-1] + 1)
-    return multipliers
+        stages, height, width = stages + 1, height // 2, width // 2
+    return [1 + stage // 2 for stage in range(stages)]
 
 
 class ResidualBlock(nn.Module):

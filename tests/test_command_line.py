@@ -104,6 +104,7 @@ def test_a_checkpoint_alone_is_enough_to_sample_and_the_data_to_evaluate(ddpm_co
         (["--experiment_name", "."], "--experiment_name"),
         (["--experiment_name", ".."], "--experiment_name"),
         (["--resume"], "--resume"),
+        (["--resume", "--overwrite"], "--overwrite"),
         (["--sample", "absent.pt"], "--sample"),
         (["--sample", "damaged.pt"], "damaged.pt"),
         (["--sample", "foreign.pt"], "foreign.pt"),

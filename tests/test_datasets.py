@@ -284,6 +284,8 @@ def test_score_says_why_there_is_no_frechet_distance(monkeypatch, capsys):
     data = load("digits")
     assert data.score(torch.zeros(2048, 1, 8, 8), thorough=True) == {}
     assert "no network" in capsys.readouterr().out
+    assert data.score(torch.zeros(100, 1, 8, 8), thorough=True) == {}
+    assert "--num_samples" in capsys.readouterr().out
 
 
 def test_every_row_of_the_table_has_a_reader_that_says_what_it_reads():

@@ -103,3 +103,12 @@ def test_samples_of_a_batch_do_not_mix():
     model = wake(UNet((1, 8, 8), num_timesteps=100)).double()
     x_t, t = torch.randn(4, 1, 8, 8, dtype=torch.float64), torch.tensor([1, 30, 60, 100])
     torch.testing.assert_close(model(x_t, t)[1:2], model(x_t[1:2], t[1:2]))
+
+
+def test_torch_torchvision_and_torchaudio_fit_together():
+    import torchaudio
+    import torchvision
+
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.9]])
+    assert torchvision.ops.nms(boxes, torch.tensor([0.5, 0.9]), 0.5).tolist() == [1]
+    assert torchaudio.functional.resample(torch.zeros(8), 2, 1).shape == (4,)
