@@ -178,7 +178,7 @@ class Points(Data):
         middle, reach = (low + high) / 2, 0.65 * (high - low).max()
         axes.set(xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach))
         axes.set_axis_off()
-        axes.plot(*points.T, ".", markersize=3, markeredgewidth=0, color="#2b5c8a", alpha=0.7)
+        axes.plot(*points.T, ".", markersize=4, markeredgewidth=0, color="#2b5c8a", alpha=0.7)
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

@@ -31,6 +31,7 @@ from datasets import DATASETS, Data, UsageError, load, restore
 
 EXPERIMENTS = Path("exps")
 LABEL_DROPOUT = 0.1  # how often training hides the class, for classifier-free guidance (Ho & Salimans 2022)
+LABEL_GUIDANCE = 2.0  # who asks for a class wants it clear
 WARMUP_STEPS = 200  # of the learning rate, linearly from zero
 GRADIENT_CLIP = 1.0  # the largest norm of a gradient
 FRAMES = 40  # of a GIF
@@ -107,7 +108,9 @@ FLAGS = {  # every flag, with its default, in the order of -h
         "num_samples": option({"points": 2000, "images": 100}, "samples to draw", type=count),
         "eval_batch_size": option({"points": 10000, "images": 500}, "samples drawn at once", type=count),
         "label": option(None, "draw this class alone, by name or number (default: each in turn)"),
-        "guidance": option(1.0, "towards the class: 1 as learned, 0 without, 2 clearer", type=number(float, 0)),
+        "guidance": option(
+            None, "towards the class: 1 as learned, 0 without (default: 2 with --label, else 1)", type=number(float, 0)
+        ),
     },
     "run": {
         "experiment_name": option(None, "results go to exps/EXPERIMENT_NAME (default: DATASET_base)"),
@@ -190,6 +193,8 @@ def resolve(given: dict, saved: dict | None = None) -> SimpleNamespace:
     if not config["sampling_steps"] or {"sampling_steps", "sampler"} & set(given) == {"sampler"}:
         num_timesteps = config["num_timesteps"]
         config["sampling_steps"] = num_timesteps if config["sampler"] == "ddpm" else min(SAMPLING_STEPS, num_timesteps)
+    if config["guidance"] is None or {"label", "guidance"} & set(given) == {"label"}:
+        config["guidance"] = LABEL_GUIDANCE if config["label"] else 1.0
     if config["sampling_steps"] > config["num_timesteps"]:
         raise UsageError(
             f"--sampling_steps {config['sampling_steps']}: at most --num_timesteps, {config['num_timesteps']}"

@@ -26,7 +26,7 @@ class Diffusers(UNet2DModel):
     """With its own block structure, narrow enough to have as many parameters as ours."""
 
     def __init__(self):
-        widths = {"block_out_channels": (24, 40, 56), "layers_per_block": 2, "norm_num_groups": 8}
+        widths = {"block_out_channels": (24, 32, 32), "layers_per_block": 2, "norm_num_groups": 8}
         blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")}
         blocks["up_block_types"] = ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
         super().__init__(sample_size=28, in_channels=1, out_channels=1, **widths, **blocks)
@@ -39,7 +39,7 @@ class Lucidrains(Unet):
     """With its own defaults, narrow enough to have as many parameters as ours."""
 
     def __init__(self):
-        super().__init__(dim=20, dim_mults=(1, 2, 4), channels=1)
+        super().__init__(dim=14, dim_mults=(1, 2, 4), channels=1)
 
     def forward(self, x_t, t, cond):
         return super().forward(x_t, t)
@@ -82,18 +82,21 @@ def main():
                 times[key].append(elapsed)
     peak = 2 * 4096**3 / median(times["matrix product"])
     print(f"{torch.get_num_threads()} threads, matrix product {peak / 1e9:.0f} GFLOP/s")
-    print(
-        f"{'':11}{'parameters':>11}{'training images/s':>20}{'ours over it':>13}{'samples/s':>11}{'ours over it':>13}{'of peak':>9}"
-    )
+    columns = ("", "parameters", "training images/s", "ours over it", "samples/s", "ours over it", "of peak")
+    print("".join(f"{column:>18}" for column in columns))
     for name, model in models.items():
         train, sample = median(times[name, "train"]), median(times[name, "sample"])
         ratios = [median(b / a for a, b in zip(times["ours", kind], times[name, kind])) for kind in ("train", "sample")]
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        print(
-            f"{name:11}{parameters:11,}{BATCH / train:20.0f}{ratios[0]:13.1f}{BATCH / sample:11.1f}{ratios[1]:13.1f}",
-            end="",
+        share = operations[name] / train / peak
+        row = (
+            f"{parameters:,}",
+            f"{BATCH / train:.0f}",
+            f"{ratios[0]:.1f}",
+            f"{BATCH / sample:.1f}",
+            f"{ratios[1]:.1f}",
         )
-        print(f"{operations[name] / train / peak:9.0%}")
+        print("".join(f"{column:>18}" for column in (name, *row, f"{share:.0%}")))
 
 
 if __name__ == "__main__":
