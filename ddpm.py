@@ -398,10 +398,10 @@ def bits_per_dim(model, scheduler: NoiseScheduler, data: Data, config, number: i
     batches = zip(data.held_out(config.eval_batch_size, number, device), times.split(config.eval_batch_size))
     with progress_bar("evaluating", number, "items") as bar:
         for (x_0, cond, _), t in batches:
-            noise = torch.randn(x_0.shape, generator=generator, device=device)
+            x_t = scheduler.add_noise(x_0, torch.randn(x_0.shape, generator=generator, device=device), t)
             with autocast(config.precision, device):
-                prediction = model(scheduler.add_noise(x_0, noise, t), t, cond).float()
-            terms = bound_terms(scheduler, x_0, noise, t, prediction, data.bin_width)
+                prediction = model(x_t, t, cond).float()
+            terms = bound_terms(scheduler, x_0, x_t, t, prediction, data.bin_width)
             bits.append(terms.flatten(1).sum(1) / odds[t - 1] + prior_term(scheduler, x_0).flatten(1).sum(1))
             bar.update(len(x_0))
     bits = torch.cat(bits) / (dimensions * math.log(2))
@@ -414,13 +414,13 @@ def prior_term(scheduler: NoiseScheduler, x_0: Tensor) -> Tensor:
     return (alpha_T * x_0.double() ** 2 - alpha_T - torch.log1p(-alpha_T)) / 2
 
 
-def bound_terms(scheduler: NoiseScheduler, x_0, noise, t: Tensor, prediction, bin_width: float) -> Tensor:
+def bound_terms(scheduler: NoiseScheduler, x_0, x_t, t: Tensor, prediction, bin_width: float) -> Tensor:
     """L_{t-1} in nats, for each value of x_0: a KL divergence for t > 1, the decoder's -log p(x_0 | x_1) for t = 1.
 
     The reverse process has the posterior's variance, for t = 1 beta_1. The decoder gives each bin of raw values the
     normal distribution's mass in it, the outermost bins all that lies beyond (Ho et al. 2020, eq. 13).
     """
-    predicted = scheduler.predict_x_0(prediction, scheduler.add_noise(x_0, noise, t), t).double()
+    predicted = scheduler.predict_x_0(prediction, x_t, t).double()
     x_0, extra = x_0.double(), (1,) * (x_0.ndim - t.ndim)
     divergence = (scheduler.snr(t - 1) - scheduler.snr(t)).view(-1, *extra) / 2 * (x_0 - predicted) ** 2
     low, high = x_0 - predicted - bin_width / 2, x_0 - predicted + bin_width / 2
