@@ -10,8 +10,10 @@ the single data sets are imported where they are used, so that `ddpm.py -h` answ
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +31,16 @@ HELD_OUT = 0.1  # the share of a folder of images that is kept for scoring
 PICTURED = 2000  # samples at most in a picture
 FRECHET_SAMPLES = 2048  # as many as Inception has features, for their covariance to have full rank
 COLUMNS = 10  # of a grid of images: with ten classes, one for each
+
+SAMPLE_RATE = 16000  # of sound, in Hz; a clip lasts one second
+WINDOW, HOP = 800, 250  # of the Fourier transform, in samples: a frame of 50 ms, every 16 ms
+BANDS, LOWEST, HIGHEST = 64, 60, 8000  # Mel bands, from and to Hz
+QUIETEST, LOUDEST = -36, 44  # dB in a Mel band, of a clip whose peak is 1: what the 256 levels span
+FRAMES = SAMPLE_RATE // HOP
+CLIPS = f"clips {SAMPLE_RATE} {WINDOW} {LOWEST} {HIGHEST} {QUIETEST} {LOUDEST}"  # of which a cache holds one kind
+PEAK = 0.9  # of the sound that is written
+VOCODED = 64  # clips at a time
+HEARD = 100  # clips at most in a picture
 
 
 class UsageError(ValueError):
@@ -67,8 +79,8 @@ class Data:
         """A batch as one picture, (height, width, 3) uint8."""
         raise NotImplementedError
 
-    def save(self, x: torch.Tensor, folder: Path) -> None:
-        """Write a batch as samples.npy, in raw units, and samples.png."""
+    def save(self, x: torch.Tensor, folder: Path, cond: torch.Tensor | None = None) -> None:
+        """Write a batch, drawn with `cond`, as samples.npy, in raw units, and samples.png."""
         import imageio.v3 as imageio
 
         np.save(folder / "samples.npy", self.decode(x))
@@ -247,28 +259,42 @@ def moons(options) -> Points:
     return points("moons", sample)
 
 
-class Images(Data):
-    """Grey or RGB. Raw: (height, width, channels) uint8; model space: (channels, height, width) in [-1, 1]."""
+class Pixels(Data):
+    """Raw: (height, width, channels) uint8; model space: (channels, height, width), (raw - mean) / std."""
 
-    modality = "images"
-    interval = (-1.0, 1.0)
-    bin_width = 2 / 255
     animated = 40
 
+    def __init__(self, *args, **facts):
+        super().__init__(*args, **facts)
+        self.mean, self.std = (self.statistics.get(name, 127.5) for name in ("mean", "std"))  # else [-1, 1]
+        self.interval, self.bin_width = (-self.mean / self.std, (255 - self.mean) / self.std), 1 / self.std
+
     def encode(self, raw):
-        return raw.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        return raw.permute(0, 3, 1, 2).float().sub_(self.mean).div_(self.std)
 
     def decode(self, x):
-        return x.float().add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+        raw = x.float().mul(self.std).add(self.mean).round().clamp(0, 255).byte()
+        return raw.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def grid(tiles: np.ndarray) -> np.ndarray:
+    """RGB tiles (n, height, width, 3) as one picture: rows of COLUMNS, small ones enlarged, a thin line around each."""
+    columns = min(len(tiles), COLUMNS)
+    tiles = np.pad(tiles, ((0, -len(tiles) % columns), (1, 1), (1, 1), (0, 0)))
+    number, height, width, _ = tiles.shape
+    rows = tiles.reshape(number // columns, columns, height, width, 3).swapaxes(1, 2)
+    zoom = max(1, 56 // height)
+    return rows.reshape(-1, columns * width, 3).repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+
+class Images(Pixels):
+    """Grey or RGB, in [-1, 1]."""
+
+    modality = "images"
 
     def draw(self, x):
-        tiles = np.pad(self.decode(x), ((0, -len(x) % min(len(x), COLUMNS)), (1, 1), (1, 1), (0, 0)))
-        tiles = tiles.repeat(3 // tiles.shape[3], axis=3)  # grey becomes RGB
-        number, height, width, _ = tiles.shape
-        columns = min(number, COLUMNS)
-        grid = tiles.reshape(number // columns, columns, height, width, 3).swapaxes(1, 2)
-        zoom = max(1, 56 // height)
-        return grid.reshape(-1, columns * width, 3).repeat(zoom, axis=0).repeat(zoom, axis=1)
+        tiles = self.decode(x)
+        return grid(tiles.repeat(3 // tiles.shape[3], axis=3))  # grey becomes RGB
 
     def score(self, x, thorough=False):
         """Fréchet distance in Inception features to the held-out images (Heusel et al. 2017), where it can be had."""
@@ -381,10 +407,16 @@ def faces(options) -> Images:
 
 def folder(options) -> Images:
     """Anyone's own images: all below `--data_dir`; the folders right below it, if there are several, are classes."""
+    root = own_folder(options, "images")
+    return from_folder("folder", root, root / ".cache", options, labelled=True)
+
+
+def own_folder(options, noun: str) -> Path:
+    """`--data_dir`, where it must be given. Raises UsageError."""
     root = Path(options.data_dir)
     if not root.is_dir():
-        raise UsageError(f"--data_dir {root}: no such folder; name the one that holds your images")
-    return from_folder("folder", root, root / ".cache", options, labelled=True)
+        raise UsageError(f"--data_dir {root}: no such folder; name the one that holds your {noun}")
+    return root
 
 
 def from_folder(name: str, root: Path, cache: Path, options, labelled: bool) -> Images:
@@ -392,49 +424,68 @@ def from_folder(name: str, root: Path, cache: Path, options, labelled: bool) -> 
     from PIL import Image
 
     Image.init()
-    found = (path for path in root.rglob("*") if path.suffix.lower() in Image.EXTENSION)
-    paths = sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
     size = options.image_size or 64
-    kept, items = decoded(paths, root, cache, size)
-    if len(items) < 2:
-        raise UsageError(f"--data_dir {options.data_dir}: fewer than 2 readable images in {root}; name another folder")
-    parents = [paths[i].relative_to(root).parts[0] if paths[i].parent != root else "" for i in kept]
-    classes = sorted(set(parents))
-    labels = np.array([classes.index(parent) for parent in parents])
-    if not labelled or len(classes) < 2 or "" in classes:
-        classes = labels = None
-    order = np.random.default_rng(0).permutation(len(items))
-    test, train = np.split(order, [max(1, round(HELD_OUT * len(items)))])
-    return Images(name, (3, size, size), classes, items, labels, train, test)
+    paths = files_below(root, Image.EXTENSION)
+    kept, items = decoded("images", paths, root, cache, lambda path: decode_image(path, size), (size, size, 3))
+    classes, labels = labels_by_folder([paths[i] for i in kept], root) if labelled else (None, None)
+    return Images(name, (3, size, size), classes, items, labels, *split(len(items)))
 
 
-def decoded(paths: list[Path], root: Path, cache: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `paths` could be read, and these as a memory map (n, size, size, 3) uint8.
+def files_below(root: Path, suffixes) -> list[Path]:
+    """All files below `root` whose suffix is one of `suffixes`, in order; nothing hidden."""
+    found = (path for path in root.rglob("*") if path.suffix.lower() in suffixes)
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
 
-    They are decoded once, in parallel, into `cache`, under a name made of all files' names, sizes and times.
+
+def labels_by_folder(paths: list[Path], root: Path, classes: list[str] | None = None):
+    """Classes, if not given, and labels by the folders right below `root`; None unless there are several."""
+    parents = [path.relative_to(root).parts[0] if path.parent != root else "" for path in paths]
+    if classes is None:
+        classes = sorted(set(parents))
+        if len(classes) < 2 or "" in classes:
+            return None, None
+    return classes, np.array([classes.index(parent) for parent in parents])
+
+
+def split(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `number` items train, and which are held out: one in ten, at least one."""
+    order = np.random.default_rng(0).permutation(number)
+    test, train = np.split(order, [max(1, round(HELD_OUT * number))])
+    return train, test
+
+
+def decoded(kind: str, paths: list[Path], root: Path, cache: Path, decode, shape) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `paths` could be read, and these as a memory map (n, *shape) uint8.
+
+    `decode(path)` is called once for each, in parallel, and gives None for what it cannot read. The results go into
+    `cache`, under a name made of `kind`, the shape, and all files' names, sizes and times.
     """
-    listing = "".join(f"{path.relative_to(root)} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in paths)
-    key = hashlib.sha256(f"{size}\n{listing}".encode()).hexdigest()[:16]
-    pixels, index = cache / f"images-{key}.raw", cache / f"images-{key}.npy"
+    stats = [path.stat() if path.exists() else None for path in paths]
+    files = [f"{path.relative_to(root)} {s and (s.st_size, s.st_mtime_ns)}" for path, s in zip(paths, stats)]
+    listing = "\n".join(files)
+    key = hashlib.sha256(f"{kind} {shape}\n{listing}".encode()).hexdigest()[:16]
+    noun = kind.split()[0]
+    values, index = cache / f"{noun}-{key}.raw", cache / f"{noun}-{key}.npy"
     if not index.exists():
         cache.mkdir(exist_ok=True)
-        partial = cache / f"{pixels.name}.{os.getpid()}"
-        images = read_ahead(lambda path: decode_image(path, size), paths, os.cpu_count())
+        partial = cache / f"{values.name}.{os.getpid()}"
+        items = read_ahead(decode, paths, os.cpu_count())
         kept, skipped = [], []
         with open(partial, "wb") as file:
-            for i, image in enumerate(tqdm(images, "decoding", len(paths), unit=" images", disable=None)):
-                if image is None:
+            for i, item in enumerate(tqdm(items, "decoding", len(paths), unit=f" {noun}", disable=None)):
+                if item is None:
                     skipped.append(str(paths[i].relative_to(root)))
                 else:
                     kept.append(i)
-                    file.write(image.tobytes())
+                    file.write(item.tobytes())
         if skipped:
-            print(f"skipped {len(skipped)} unreadable images: {', '.join(skipped[:10])}{' ...' * (len(skipped) > 10)}")
-        partial.replace(pixels)
-        np.save(index, np.array(kept, dtype=np.int64))  # last: where it stands, the pixels are whole
+            print(f"skipped {len(skipped)} unreadable {noun}: {', '.join(skipped[:10])}{' ...' * (len(skipped) > 10)}")
+        partial.replace(values)
+        np.save(index, np.array(kept, dtype=np.int64))  # last: where it stands, the values are whole
     kept = np.load(index)
-    items = np.memmap(pixels, np.uint8, "r", shape=(len(kept), size, size, 3)) if len(kept) else np.empty((0,))
-    return kept, items
+    if len(kept) < 2:
+        raise UsageError(f"--data_dir: fewer than 2 readable {noun} in {root}; name another folder")
+    return kept, np.memmap(values, np.uint8, "r", shape=(len(kept), *shape))
 
 
 def decode_image(path: Path, size: int) -> np.ndarray | None:
@@ -452,6 +503,191 @@ def decode_image(path: Path, size: int) -> np.ndarray | None:
     return np.asarray(ImageOps.fit(white.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
 
 
+class Spectrograms(Pixels):
+    """Clips of one second as log-Mel spectrograms. Raw: (Mel bands, frames, 1) uint8, levels of loudness."""
+
+    modality = "audio"
+
+    def draw(self, x):
+        return grid(in_colour(self.decode(x)))
+
+    def save(self, x, folder, cond=None):
+        """Also as sound, audio/WORD_NUMBER.wav; samples.png shows the first with their waveforms."""
+        import imageio.v3 as imageio
+        import soundfile
+
+        levels, audio = self.decode(x), folder / "audio"
+        np.save(folder / "samples.npy", levels)
+        shutil.rmtree(audio, ignore_errors=True)
+        audio.mkdir()
+        words = ["sound"] * len(x) if cond is None else [self.classes[i] for i in cond.tolist()]
+        tiles, first = [], range(0, len(x), VOCODED)
+        for i in tqdm(first, "vocoding", unit_scale=VOCODED, unit=" clips", leave=False, disable=None):
+            waves = vocode(levels[i : i + VOCODED])
+            for j, wave in enumerate(waves, start=i):
+                soundfile.write(audio / f"{words[j]}_{j:03d}.wav", wave, SAMPLE_RATE)
+            tiles += labelled_tiles(levels[i : i + VOCODED], waves, words[i:]) if len(tiles) < HEARD else []
+        imageio.imwrite(folder / "samples.png", grid(np.stack(tiles[:HEARD])))
+
+
+def in_colour(levels: np.ndarray) -> np.ndarray:
+    """Spectrograms (n, bands, frames, 1) uint8 as RGB, the low frequencies at the bottom."""
+    from matplotlib import colormaps
+
+    return colormaps["magma"](levels[:, ::-1, :, 0], bytes=True)[..., :3]
+
+
+def labelled_tiles(levels: np.ndarray, waves: np.ndarray, words: list[str], zoom: int = 2, height: int = 40) -> list:
+    """RGB pictures, one a clip: its word, its spectrogram, and the range of its waveform in each column."""
+    from PIL import Image, ImageDraw
+
+    spectrograms = in_colour(levels).repeat(zoom, axis=1).repeat(zoom, axis=2)
+    columns = waves.reshape(len(waves), spectrograms.shape[2], -1)
+    low, high = (limit[:, None] * height / 2 for limit in (columns.min(2), columns.max(2)))
+    row = height / 2 - np.arange(height)[:, None]
+    waveforms = np.where((low - 0.5 <= row) & (row <= high + 0.5), 220, 20).astype(np.uint8)
+    tiles = []
+    for spectrogram, waveform, word in zip(spectrograms, waveforms, words):
+        title = Image.new("RGB", (spectrogram.shape[1], 14))
+        ImageDraw.Draw(title).text((4, 1), word, fill="white")
+        tiles.append(np.concatenate([title, spectrogram, waveform[..., None].repeat(3, axis=2)]))
+    return tiles
+
+
+@functools.cache
+def mel_spectrogram():
+    """From sound (..., samples) to the power in each Mel band, (..., Mel bands, frames + 1)."""
+    from torchaudio.transforms import MelSpectrogram
+
+    return MelSpectrogram(SAMPLE_RATE, WINDOW, hop_length=HOP, f_min=LOWEST, f_max=HIGHEST, n_mels=BANDS, power=2.0)
+
+
+def log_mel(waves: torch.Tensor) -> torch.Tensor:
+    """Sound (..., samples) of peak 1 as levels of loudness, (..., Mel bands, frames) uint8; 0 is silence."""
+    decibels = 10 * mel_spectrogram()(waves)[..., :FRAMES].clamp(min=1e-9).log10()
+    return ((decibels - QUIETEST) * (255 / (LOUDEST - QUIETEST))).round().clamp(0, 255).byte()
+
+
+def vocode(levels: np.ndarray) -> np.ndarray:
+    """The way back: levels (n, Mel bands, frames, 1) uint8 as sound (n, samples) float32 of peak PEAK, without DC.
+
+    The power at each frequency by non-negative least squares, the phases by the fast Griffin-Lim algorithm
+    (Perraudin et al. 2013).
+    """
+    import torch
+    from torchaudio.transforms import GriffinLim
+
+    levels = torch.from_numpy(levels[..., 0]).float()
+    decibels = QUIETEST + levels * ((LOUDEST - QUIETEST) / 255)
+    mel = torch.where(levels > 0, 10 ** (decibels / 10), 0)
+    power = nonnegative_least_squares(mel_spectrogram().mel_scale.fb.T, mel)
+    power = torch.nn.functional.pad(power, (0, 1))  # the frame at the very end, which `log_mel` left out
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of the phases to begin with
+        waves = GriffinLim(WINDOW, 32, hop_length=HOP, power=2.0, momentum=0.99, length=SAMPLE_RATE)(power)
+    waves -= waves.mean(1, keepdim=True)
+    return (PEAK * waves / waves.abs().amax(1, keepdim=True).clamp(min=1e-5)).numpy()
+
+
+def nonnegative_least_squares(matrix: torch.Tensor, target: torch.Tensor, steps: int = 100) -> torch.Tensor:
+    """x >= 0 that makes |matrix @ x - target| small, for each column of `target`: FISTA (Beck & Teboulle 2009)."""
+    import torch
+
+    step_size = torch.linalg.matrix_norm(matrix, 2) ** -2
+    x = y = (torch.linalg.pinv(matrix) @ target).clamp(min=0)
+    momentum = 1.0
+    for _ in range(steps):
+        last, x = x, (y - step_size * (matrix.T @ (matrix @ y - target))).clamp(min=0)
+        last_momentum, momentum = momentum, (1 + (1 + 4 * momentum**2) ** 0.5) / 2
+        y = x + (last_momentum - 1) / momentum * (x - last)
+    return x
+
+
+def decode_clip(path: Path) -> np.ndarray | None:
+    """The middle second of a sound, brought to a peak of 1, as levels (Mel bands, frames, 1) uint8.
+
+    None if it is unreadable or silent. What is shorter gets silence on both sides.
+    """
+    import soundfile
+    import torch
+    from torchaudio.functional import resample
+
+    try:
+        wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.SoundFileError:
+        return None
+    if len(wave) == 0:
+        return None
+    wave = resample(torch.from_numpy(wave.mean(1)), rate, SAMPLE_RATE)
+    wave = wave[max(0, len(wave) - SAMPLE_RATE) // 2 :][:SAMPLE_RATE]
+    wave = wave - wave.mean()
+    peak = wave.abs().max()
+    if not 0 < peak < np.inf:
+        return None
+    missing = SAMPLE_RATE - len(wave)
+    wave = torch.nn.functional.pad(wave / peak, (missing // 2, missing - missing // 2))
+    return log_mel(wave)[..., None].numpy()
+
+
+def speech_commands(options) -> Spectrograms:
+    """Spoken words (Warden 2018), by default the digits; its own lists say which clips are held out."""
+    from torchaudio.datasets import SPEECHCOMMANDS
+
+    home = Path(options.data_dir) / "SpeechCommands"
+    if not home.is_dir():
+        partial = home.with_name(".SpeechCommands.part")  # keeps a whole archive, not what was unpacked by halves
+        shutil.rmtree(partial / home.name, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            SPEECHCOMMANDS(partial, download=True)
+        except (OSError, RuntimeError, EOFError) as error:
+            raise UsageError(
+                f"--data_dir {options.data_dir}: speech-commands is not there and could not be downloaded ({error}); "
+                f"connect to the internet, or unpack speech_commands_v0.02.tar.gz into {home}/speech_commands_v0.02"
+            ) from error
+        (partial / home.name).rename(home)
+        shutil.rmtree(partial)
+    try:
+        parts = [SPEECHCOMMANDS(options.data_dir, subset=subset) for subset in ("training", "testing")]
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"--data_dir {options.data_dir}: {home} is not whole ({error}); delete it") from error
+    train, test = ([home / part.get_metadata(i)[0] for i in range(len(part))] for part in parts)
+    words = options.words or ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    root = home / "speech_commands_v0.02"
+    return spectrograms("speech-commands", train + test, root, home.parent / ".cache", words, set(test))
+
+
+def sounds(options) -> Spectrograms:
+    """Anyone's own sounds: all below `--data_dir`, of each the middle second; folders are words, as for images."""
+    root = own_folder(options, "sounds")
+    paths = files_below(root, {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"})
+    return spectrograms("sounds", paths, root, root / ".cache", options.words)
+
+
+def spectrograms(name, paths, root: Path, cache: Path, words, held_out: set | None = None) -> Spectrograms:
+    """The clips at `paths`, or those of `words` among them: the name of the folder right below `root`."""
+    if words:
+        spoken = sorted({path.relative_to(root).parts[0] for path in paths})
+        words = list(dict.fromkeys(words))
+        if not set(words) <= set(spoken):
+            raise UsageError(f"--words {' '.join(words)}: choose among {', '.join(spoken)}")
+        paths = [path for path in paths if path.relative_to(root).parts[0] in words]
+    kept, items = decoded(CLIPS, paths, root, cache, decode_clip, (BANDS, FRAMES, 1))
+    paths = [paths[i] for i in kept]
+    train, test = split(len(items))
+    if held_out is not None:
+        is_held_out = np.array([path in held_out for path in paths])
+        train, test = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+    if not len(train) or not len(test):
+        raise UsageError(f"--words: no {'test' if len(train) else 'training'} clips of these words; name others")
+    counts = sum(np.bincount(item.ravel(), minlength=256) for item in items[train])
+    mean = np.average(range(256), weights=counts)
+    std = np.average((np.arange(256) - mean) ** 2, weights=counts) ** 0.5
+    classes, labels = labels_by_folder(paths, root, words)
+    facts = {"mean": float(mean), "std": float(std)}
+    return Spectrograms(name, (1, BANDS, FRAMES), classes, items, labels, train, test, **facts)
+
+
 DATASETS = {  # name: (modality, function that reads it)
     "circle": (Points, circle),
     "dino": (Points, dino),
@@ -463,13 +699,15 @@ DATASETS = {  # name: (modality, function that reads it)
     "pets": (Images, pets),
     "faces": (Images, faces),
     "folder": (Images, folder),
+    "speech-commands": (Spectrograms, speech_commands),
+    "sounds": (Spectrograms, sounds),
 }
 
 
-def load(name: str, data_dir: str = "data", image_size: int | None = None, limit: int | None = None) -> Data:
+def load(name: str, data_dir: str = "data", limit: int | None = None, image_size=None, words=None) -> Data:
     """The data set called `name`; with `limit`, only its first training items. Raises UsageError."""
     _, read = DATASETS[name]
-    data = read(SimpleNamespace(data_dir=data_dir, image_size=image_size))
+    data = read(SimpleNamespace(data_dir=data_dir, image_size=image_size, words=words))
     data.train = data.train[:limit]
     return data
 

@@ -68,16 +68,23 @@ FLAGS = {  # every flag, with its default, in the order of -h
         "data_dir": option("data", "where data sets are read from or downloaded to; with `folder`, your images"),
         "limit": option(None, "train on the first N items alone", type=count),
         "image_size": option({"images": None}, "side of the images (default: grey as they are, RGB 64)", type=count),
+        "words": option({"audio": None}, "to speak (default: the digits; of `sounds`, all)", metavar="W", nargs="+"),
     },
     "diffusion": {
-        "num_timesteps": option({"points": 200, "images": 1000}, "length T of the chain", type=number(int, 2)),
+        "num_timesteps": option(
+            {"points": 200, "images": 1000, "audio": 1000}, "length T of the chain", type=number(int, 2)
+        ),
         "beta_schedule": option("cosine", "how noise comes in", choices=("linear", "quadratic", "cosine", "sigmoid")),
         "prediction_type": option("v", "what the denoiser predicts", choices=("epsilon", "v", "sample")),
     },
     "denoiser": {
-        "hidden_size": option({"points": 128, "images": 64}, "width of the first layer", type=count),
-        "hidden_layers": option({"points": 3, "images": 1}, "layers, or blocks of each UNet stage", type=count),
-        "embedding_size": option({"points": 128, "images": 128}, "of the positional embeddings", type=number(int, 2)),
+        "hidden_size": option({"points": 128, "images": 64, "audio": 64}, "width of the first layer", type=count),
+        "hidden_layers": option(
+            {"points": 3, "images": 1, "audio": 1}, "layers, or blocks of each UNet stage", type=count
+        ),
+        "embedding_size": option(
+            {"points": 128, "images": 128, "audio": 128}, "of the positional embeddings", type=number(int, 2)
+        ),
         "time_embedding": option(
             "sinusoidal", "of t", choices=("sinusoidal", "fourier", "learnable", "linear", "zero")
         ),
@@ -85,28 +92,37 @@ FLAGS = {  # every flag, with its default, in the order of -h
             {"points": "sinusoidal"}, "of x_t", choices=("sinusoidal", "fourier", "learnable", "linear", "identity")
         ),
         "channel_multipliers": option(
-            {"images": None},
+            {"images": None, "audio": None},
             "widths of the UNet's stages (default: 1 1 2 2 ... down to 8 pixels)",
             type=count,
             nargs="+",
         ),
-        "patch_size": option({"images": 2}, "side of the squares the UNet takes as one pixel", type=count),
+        "patch_size": option({"images": 2, "audio": 2}, "side of the squares the UNet takes as one pixel", type=count),
     },
     "training": {
-        "epochs": option({"points": 400, "images": 20}, "times through the data", "--num_epochs", type=count),
-        "train_batch_size": option({"points": 1024, "images": 128}, "items a step, over all processes", type=count),
-        "learning_rate": option({"points": 2e-3, "images": 1e-3}, "of AdamW", type=number(float, 0)),
+        "epochs": option(
+            {"points": 400, "images": 20, "audio": 20}, "times through the data", "--num_epochs", type=count
+        ),
+        "train_batch_size": option(
+            {"points": 1024, "images": 128, "audio": 64}, "items a step, over all processes", type=count
+        ),
+        "learning_rate": option({"points": 2e-3, "images": 1e-3, "audio": 1e-3}, "of AdamW", type=number(float, 0)),
         "ema_decay": option(0.999, "of the weights' moving average, reached gradually", type=number(float, 0, 1)),
         "save_every": option(
-            {"points": 40, "images": 1}, "epochs between checkpoints that are kept", "--save_images_step", type=count
+            {"points": 40, "images": 1, "audio": 1},
+            "epochs between checkpoints that are kept",
+            "--save_images_step",
+            type=count,
         ),
     },
     "sampling": {
-        "sampler": option({"points": "ddpm", "images": "dpm++"}, "way back", choices=("ddpm", "ddim", "dpm++")),
+        "sampler": option(
+            {"points": "ddpm", "images": "dpm++", "audio": "dpm++"}, "way back", choices=("ddpm", "ddim", "dpm++")
+        ),
         "sampling_steps": option(None, "network calls for a sample (default: ddpm T, others 30)", type=count),
         "eta": option(0.0, "noise of ddim: 0 none, 1 as ddpm", type=number(float, 0, 1)),
-        "num_samples": option({"points": 2000, "images": 100}, "samples to draw", type=count),
-        "eval_batch_size": option({"points": 10000, "images": 500}, "samples drawn at once", type=count),
+        "num_samples": option({"points": 2000, "images": 100, "audio": 100}, "samples to draw", type=count),
+        "eval_batch_size": option({"points": 10000, "images": 500, "audio": 100}, "samples drawn at once", type=count),
         "label": option(None, "draw this class alone, by name or number (default: each in turn)"),
         "guidance": option(
             None, "towards the class: 1 as learned, 0 without (default: 2 with --label, else 1)", type=number(float, 0)
@@ -212,7 +228,7 @@ from torch import Tensor  # noqa: E402
 
 import models  # noqa: E402
 
-DENOISERS = {"points": models.MLP, "images": models.UNet}
+DENOISERS = {"points": models.MLP, "images": models.UNet, "audio": models.UNet}
 
 
 class NoiseScheduler:
@@ -450,13 +466,17 @@ def process() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def chosen(config, function) -> dict:
+    """Those settings that `function` takes, by the names of its parameters."""
+    return {name: getattr(config, name) for name in inspect.signature(function).parameters if hasattr(config, name)}
+
+
 def build(config, data: Data, device):
     """A new denoiser and the scheduler for it. Raises UsageError where the sizes do not fit together."""
     denoiser = DENOISERS[data.modality]
-    settings = {name: getattr(config, name) for name in inspect.signature(denoiser).parameters if hasattr(config, name)}
     torch.manual_seed(config.seed)
     try:
-        model = denoiser(data.shape, len(data.classes or ()), **settings).to(device)
+        model = denoiser(data.shape, len(data.classes or ()), **chosen(config, denoiser)).to(device)
     except ValueError as error:
         raise UsageError(str(error)) from error
     data.condition(range(1), config.label, device)  # to know a wrong --label before the training
@@ -650,7 +670,7 @@ def forward_process(scheduler: NoiseScheduler, data: Data, seed: int):
 def draw_and_score(model, scheduler, data: Data, config, folder: Path, bound_calls: int) -> dict:
     """Samples and the reverse process into `folder`; where the data is at hand, their scores too."""
     x_0, way = sample(model, scheduler, data, config, config.num_samples)
-    data.save(x_0, folder)
+    data.save(x_0, folder, data.condition(range(config.num_samples), config.label, "cpu"))
     write_gif(folder / "reverse.gif", map(data.draw, way))
     metrics = {}
     if bound_calls:
@@ -674,7 +694,7 @@ def load_data(config) -> Data:
     rank, world_size = process()
     if rank > 0:
         dist.barrier()
-    data = load(config.dataset, config.data_dir, getattr(config, "image_size", None), config.limit)
+    data = load(config.dataset, **chosen(config, load))
     if rank == 0 and world_size > 1:
         dist.barrier()
     return data
