@@ -57,7 +57,9 @@ def number(kind, low, high=math.inf):
 
 
 def option(default, text: str, *names: str, **settings) -> dict:
-    """A row of `FLAGS`. `default` may be a dictionary by modality: the flag then serves these modalities alone."""
+    """A row of `FLAGS`. `default` may be a dictionary by modalities: the flag then serves these modalities alone."""
+    if isinstance(default, dict):
+        default = {modality: value for modalities, value in default.items() for modality in modalities.split()}
     return {"default": default, "help": text, "names": names, "settings": settings}
 
 
@@ -65,25 +67,23 @@ count = number(int, 1)
 FLAGS = {  # every flag, with its default, in the order of -h
     "data": {
         "dataset": option("dino", "what to learn", choices=DATASETS),
-        "data_dir": option("data", "where data sets are read from or downloaded to; with `folder`, your images"),
+        "data_dir": option(
+            "data", "where data sets are read from or downloaded to; with `folder` and `sounds`, your own"
+        ),
         "limit": option(None, "train on the first N items alone", type=count),
         "image_size": option({"images": None}, "side of the images (default: grey as they are, RGB 64)", type=count),
         "words": option({"audio": None}, "to speak (default: the digits; of `sounds`, all)", metavar="W", nargs="+"),
     },
     "diffusion": {
-        "num_timesteps": option(
-            {"points": 200, "images": 1000, "audio": 1000}, "length T of the chain", type=number(int, 2)
-        ),
+        "num_timesteps": option({"points": 200, "images audio": 1000}, "length T of the chain", type=number(int, 2)),
         "beta_schedule": option("cosine", "how noise comes in", choices=("linear", "quadratic", "cosine", "sigmoid")),
         "prediction_type": option("v", "what the denoiser predicts", choices=("epsilon", "v", "sample")),
     },
     "denoiser": {
-        "hidden_size": option({"points": 128, "images": 64, "audio": 64}, "width of the first layer", type=count),
-        "hidden_layers": option(
-            {"points": 3, "images": 1, "audio": 1}, "layers, or blocks of each UNet stage", type=count
-        ),
+        "hidden_size": option({"points": 128, "images audio": 64}, "width of the first layer", type=count),
+        "hidden_layers": option({"points": 3, "images audio": 1}, "layers, or blocks of each UNet stage", type=count),
         "embedding_size": option(
-            {"points": 128, "images": 128, "audio": 128}, "of the positional embeddings", type=number(int, 2)
+            {"points": 128, "images audio": 128}, "of the positional embeddings", type=number(int, 2)
         ),
         "time_embedding": option(
             "sinusoidal", "of t", choices=("sinusoidal", "fourier", "learnable", "linear", "zero")
@@ -92,36 +92,26 @@ FLAGS = {  # every flag, with its default, in the order of -h
             {"points": "sinusoidal"}, "of x_t", choices=("sinusoidal", "fourier", "learnable", "linear", "identity")
         ),
         "channel_multipliers": option(
-            {"images": None, "audio": None},
-            "widths of the UNet's stages (default: 1 1 2 2 ... down to 8 pixels)",
-            type=count,
-            nargs="+",
+            {"images audio": None}, "of the UNet's stages (default: 1 1 2 2 ... to 8 pixels)", type=count, nargs="+"
         ),
-        "patch_size": option({"images": 2, "audio": 2}, "side of the squares the UNet takes as one pixel", type=count),
+        "patch_size": option({"images audio": 2}, "side of the squares the UNet takes as one pixel", type=count),
     },
     "training": {
-        "epochs": option(
-            {"points": 400, "images": 20, "audio": 20}, "times through the data", "--num_epochs", type=count
-        ),
+        "epochs": option({"points": 400, "images audio": 20}, "times through the data", "--num_epochs", type=count),
         "train_batch_size": option(
             {"points": 1024, "images": 128, "audio": 64}, "items a step, over all processes", type=count
         ),
-        "learning_rate": option({"points": 2e-3, "images": 1e-3, "audio": 1e-3}, "of AdamW", type=number(float, 0)),
+        "learning_rate": option({"points": 2e-3, "images audio": 1e-3}, "of AdamW", type=number(float, 0)),
         "ema_decay": option(0.999, "of the weights' moving average, reached gradually", type=number(float, 0, 1)),
         "save_every": option(
-            {"points": 40, "images": 1, "audio": 1},
-            "epochs between checkpoints that are kept",
-            "--save_images_step",
-            type=count,
+            {"points": 40, "images audio": 1}, "epochs between kept checkpoints", "--save_images_step", type=count
         ),
     },
     "sampling": {
-        "sampler": option(
-            {"points": "ddpm", "images": "dpm++", "audio": "dpm++"}, "way back", choices=("ddpm", "ddim", "dpm++")
-        ),
+        "sampler": option({"points": "ddpm", "images audio": "dpm++"}, "way back", choices=("ddpm", "ddim", "dpm++")),
         "sampling_steps": option(None, "network calls for a sample (default: ddpm T, others 30)", type=count),
         "eta": option(0.0, "noise of ddim: 0 none, 1 as ddpm", type=number(float, 0, 1)),
-        "num_samples": option({"points": 2000, "images": 100, "audio": 100}, "samples to draw", type=count),
+        "num_samples": option({"points": 2000, "images audio": 100}, "samples to draw", type=count),
         "eval_batch_size": option({"points": 10000, "images": 500, "audio": 100}, "samples drawn at once", type=count),
         "label": option(None, "draw this class alone, by name or number (default: each in turn)"),
         "guidance": option(
@@ -228,7 +218,7 @@ from torch import Tensor  # noqa: E402
 
 import models  # noqa: E402
 
-DENOISERS = {"points": models.MLP, "images": models.UNet, "audio": models.UNet}
+DENOISERS = {"points": models.MLP, "images audio": models.UNet}
 
 
 class NoiseScheduler:
