@@ -80,7 +80,7 @@ FLAGS = {  # every flag, with its default, in the order of -h
         "prediction_type": option("v", "what the denoiser predicts", choices=("epsilon", "v", "sample")),
     },
     "denoiser": {
-        "hidden_size": option({"points": 128, "images audio": 64}, "width of the first layer", type=count),
+        "hidden_size": option({"points": 128, "images": 64, "audio": 32}, "width of the first layer", type=count),
         "hidden_layers": option({"points": 3, "images audio": 1}, "layers, or blocks of each UNet stage", type=count),
         "embedding_size": option(
             {"points": 128, "images audio": 128}, "of the positional embeddings", type=number(int, 2)
@@ -92,7 +92,7 @@ FLAGS = {  # every flag, with its default, in the order of -h
             {"points": "sinusoidal"}, "of x_t", choices=("sinusoidal", "fourier", "learnable", "linear", "identity")
         ),
         "channel_multipliers": option(
-            {"images audio": None}, "of the UNet's stages (default: 1 1 2 2 ... to 8 pixels)", type=count, nargs="+"
+            {"images": None, "audio": [1, 2, 4]}, "widths of the UNet's stages over hidden_size", type=count, nargs="+"
         ),
         "patch_size": option({"images audio": 2}, "side of the squares the UNet takes as one pixel", type=count),
     },
