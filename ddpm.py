@@ -92,7 +92,10 @@ FLAGS = {  # every flag, with its default, in the order of -h
             {"points": "sinusoidal"}, "of x_t", choices=("sinusoidal", "fourier", "learnable", "linear", "identity")
         ),
         "channel_multipliers": option(
-            {"images": None, "audio": [1, 2, 4]}, "widths of the UNet's stages over hidden_size", type=count, nargs="+"
+            {"images": None, "audio": [1, 2, 4]},
+            "widths of the UNet's stages (default: images 1 1 2 2 ... down to 8 pixels)",
+            type=count,
+            nargs="+",
         ),
         "patch_size": option({"images audio": 2}, "side of the squares the UNet takes as one pixel", type=count),
     },
@@ -218,7 +221,7 @@ from torch import Tensor  # noqa: E402
 
 import models  # noqa: E402
 
-DENOISERS = {"points": models.MLP, "images audio": models.UNet}
+DENOISERS = {"points": models.MLP, "images": models.UNet, "audio": models.UNet}
 
 
 class NoiseScheduler:
