@@ -10,10 +10,14 @@ the single data sets are imported where they are used, so that `ddpm.py -h` answ
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import hashlib
+import io
 import os
 import shutil
+import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,6 +46,9 @@ PEAK = 0.9  # of the sound that is written
 VOCODED = 64  # clips at a time
 HEARD = 100  # clips at most in a picture
 
+warnings.filterwarnings("ignore", "Period.*B.*deprecated", FutureWarning)  # GluonTS counts business days by periods
+PANELS = 8  # forecasts at most in a picture
+
 
 class UsageError(ValueError):
     """What the person at the keyboard can mend: the message names the argument and the remedy."""
@@ -59,11 +66,14 @@ class Data:
     bin_width = None  # of the raw values in model space, where they are discrete
     time_axes = 1  # how many leading axes of a batch have a diffusion time of their own
     animated = 0  # how many samples a GIF shows
+    draws = 1  # reverse processes for a sample
+    starts = (None,)  # the pasts that samples go on from
 
     def __init__(self, name, shape, classes=None, items=None, labels=None, train=None, test=None, **statistics):
         self.name, self.shape, self.classes = name, tuple(shape), classes
         self.items, self.labels, self.train, self.test = items, labels, train, test
         self.statistics = statistics
+        self.cond_size = len(classes or ())
         self.facts = {"name": name, "shape": list(shape), "classes": classes, **statistics}
         self._resident = None
 
@@ -103,9 +113,9 @@ class Data:
         number = self.classes.index(label) if label in self.classes else int(label)
         return torch.full((len(samples),), number, device=device)
 
-    def generate(self, reverse, number: int, cond):
-        """`number` samples and their way from noise; `reverse(shape, cond)` is the whole reverse process."""
-        return reverse((number, *self.shape), cond)
+    def generate(self, model, reverse, number: int, cond):
+        """`number` samples and their way from noise; `reverse(denoiser, shape, cond)` is the whole reverse process."""
+        return reverse(model, (number, *self.shape), cond)
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Whole batches in an epoch; what does not fill one is left out, others in each epoch."""
@@ -688,6 +698,432 @@ def spectrograms(name, paths, root: Path, cache: Path, words, held_out: set | No
     return Spectrograms(name, (1, BANDS, FRAMES), classes, items, labels, train, test, **facts)
 
 
+class Series(Data):
+    """Time series side by side, forecast from their own past. Raw: (time, dimensions), NaN where a value is missing.
+
+    Model space: the change over `difference` steps (the value itself where that is 0), scaled by the window's context,
+    each dimension by itself. A sample is a path (prediction_length, dimensions). Path i of a batch goes on from past
+    i % len(self.starts): from each in turn. The facts are `freq`, `names`, `prediction_length`, `context_length`,
+    `difference`, `scaling`, `typical` (the scale of each dimension over all training data), and `recent`, the values
+    before `end`, to forecast from when there is no data.
+    """
+
+    modality = "series"
+    time_axes = 2
+
+    def __init__(self, *args, **facts):
+        super().__init__(*args, **facts)
+        vars(self).update(self.statistics)
+        self.lags = lags_of(self.freq)
+        self.past_length = max(self.lags) + self.difference + self.context_length
+        self.cond_size = len(self.names) * (len(self.lags) + 1) + calendar(self.end, 1, self.freq).shape[1]
+        self.truth = self.known = None
+        self.draws = self.prediction_length
+        self.go_on_from(np.array([self.recent], np.float32), [self.end])
+
+    def go_on_from(self, pasts: np.ndarray, starts: list) -> None:
+        """Forecast from each of `starts`, before which lie `pasts`, (windows, past_length, dimensions)."""
+        import pandas as pd
+        import torch
+
+        self.pasts, self.starts = pasts, [pd.Period(start, self.freq) for start in starts]
+        past_changes = torch.from_numpy(changes(pasts, self.difference))[:, self.difference :]
+        self.location, self.scale = self.scaled_by(past_changes[:, -self.context_length :])
+        self.past_x = (past_changes - self.location[:, None]) / self.scale[:, None]
+        length = self.context_length + self.prediction_length
+        times = [calendar(start - self.context_length, length, self.freq) for start in self.starts]
+        self.times = torch.from_numpy(np.stack(times))
+        self.animated = len(starts) * int(np.clip(20000 // (len(starts) * len(self.names)), 1, 40))
+
+    def scaled_by(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Location and scale (windows, dimensions) of a context (windows, time, dimensions), NaN where missing.
+
+        `mean`: 0 and the mean size; `standard`: the mean and the standard deviation. No scale is below a tenth of the
+        typical one: a series may stand still for a while.
+        """
+        typical = context.new_tensor(self.typical)
+        count = (~context.isnan()).sum(1).clamp(min=1)
+        location = context.new_zeros(len(context), len(typical))
+        if self.scaling == "standard":
+            location = context.nansum(1) / count
+            scale = ((context - location[:, None]) ** 2).nansum(1).div(count).sqrt()
+        else:
+            scale = context.abs().nansum(1) / count
+        return location, scale.maximum(0.1 * typical)
+
+    def inputs(self, lagged: list[torch.Tensor], scale: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """What the RNN reads (windows, time, cond_size): lagged values, the scale over the typical one, the time."""
+        import torch
+
+        relative = (scale / scale.new_tensor(self.typical)).log()[:, None].expand(-1, times.shape[1], -1)
+        return torch.cat([torch.cat(lagged, 2).nan_to_num(0).clamp(-10, 10), relative, times], 2)
+
+    def read(self, chosen, device):
+        """Yield (x_0, inputs, weight) for windows that begin at the chosen times: the context, then the forecast."""
+        import torch
+
+        margin = max(self.lags)  # before the first value all are missing
+        values = np.pad(changes(self.items[None], self.difference)[0], ((margin, 0), (0, 0)), constant_values=np.nan)
+        values = torch.from_numpy(values).to(device)
+        times = torch.from_numpy(calendar(self.begin, len(self.items), self.freq)).to(device)
+        steps = torch.arange(self.context_length + self.prediction_length, device=device)
+        for index in chosen:
+            now = torch.from_numpy(index).to(device)[:, None] + steps
+            window = values[margin + now]
+            location, scale = self.scaled_by(window[:, : self.context_length])
+            lagged = [(values[margin + now - lag] - location[:, None]) / scale[:, None] for lag in self.lags]
+            x_0, seen = (window - location[:, None]) / scale[:, None], ~window.isnan()
+            yield x_0.nan_to_num(0), self.inputs(lagged, scale, times[now]), None if seen.all() else seen.float()
+
+    def held_out(self, batch_size, number, device):
+        """Yield the true values of the test windows, in turn."""
+        import torch
+
+        before = np.concatenate([self.pasts, self.truth], 1)
+        true = torch.from_numpy(changes(before, self.difference)[:, -self.prediction_length :])
+        x_0 = ((true - self.location[:, None]) / self.scale[:, None]).nan_to_num(0)
+        for first in range(0, number, batch_size):
+            yield x_0[torch.arange(first, min(number, first + batch_size)) % len(x_0)].to(device), None, None
+
+    def condition(self, samples, label, device):
+        """Which past each of `samples` goes on from."""
+        import torch
+
+        if label is not None:
+            super().condition(samples, label, device)
+        return torch.tensor(samples, device=device) % len(self.starts)
+
+    def generate(self, model, reverse, number, cond):
+        """Paths, one step after the other: each is drawn from noise, then read by the RNN (Rasul et al. 2021)."""
+        import torch
+
+        def lagged(x, length):
+            return [x[:, x.shape[1] - length - lag + 1 :][:, :length] for lag in self.lags]
+
+        past, scale, times = (part.to(cond.device) for part in (self.past_x, self.scale, self.times))
+        context = self.context_length
+        _, state = model.encode(self.inputs(lagged(past[:, :-1], context), scale, times[:, :context]))
+        x, scale, times, state = past[cond], scale[cond], times[cond], state[:, cond]
+        films = []
+        for step in range(self.prediction_length):
+            inputs = self.inputs(lagged(x, 1), scale, times[:, context + step][:, None])
+            hidden, state = model.encode(inputs, state)
+            x_0, way = reverse(model.denoiser, (len(cond), 1, x.shape[2]), hidden)
+            x = torch.cat([x[:, 1:], x_0.to(x.device)], 1)
+            films.append(way)
+        return x[:, -self.prediction_length :].cpu(), torch.cat(films, 2)
+
+    def decode(self, x):
+        """Paths in the units of the data, (n, prediction_length, dimensions)."""
+        rows = np.arange(len(x)) % len(self.starts)
+        steps = (x.cpu() * self.scale[rows][:, None] + self.location[rows][:, None]).numpy()
+        if self.difference:
+            bases = np.stack([last_seen(past) for past in self.pasts])[rows, -self.difference :]
+            steps = np.concatenate([bases, steps], 1)
+            for t in range(self.difference, steps.shape[1]):
+                steps[:, t] += steps[:, t - self.difference]
+        return steps[:, -self.prediction_length :]
+
+    def draw(self, x):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        figure = self.picture(x, paths=True)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+    def save(self, x, folder, cond=None):
+        """samples.npy, (paths, windows, prediction_length, dimensions), and forecast.png."""
+        paths = self.decode(x)
+        np.save(folder / "samples.npy", paths.reshape(-1, len(self.starts), *paths.shape[1:]))
+        self.picture(x, paths=False).savefig(folder / "forecast.png", dpi=110)
+
+    def picture(self, x, paths: bool):
+        """A figure of a few forecasts with their past and, where it is known, the truth.
+
+        With `paths`, the paths themselves, else their median and the intervals of 50% and 90%.
+        """
+        from matplotlib.figure import Figure
+
+        values = self.decode(x)
+        values = values.reshape(-1, len(self.starts), *values.shape[1:])
+        dimensions = min(len(self.names), PANELS)
+        shown = [(window, i) for i in range(dimensions) for window in range(len(self.starts))[: PANELS // dimensions]]
+        columns = 1 if len(shown) == 1 else 2
+        rows = -(-len(shown) // columns)
+        figure = Figure(figsize=(5 * columns, 1 + 1.7 * rows), dpi=80, layout="constrained")
+        for number, (window, i) in enumerate(shown):
+            axes = figure.add_subplot(rows, columns, number + 1)
+            self.panel(axes, values[:, window, :, i], window, i, paths)
+            axes.set_title(self.names[i], fontsize=9, loc="left")
+        axes.legend(fontsize=7, loc="upper left")
+        return figure
+
+    def panel(self, axes, values: np.ndarray, window: int, i: int, paths: bool) -> None:
+        """One dimension of one window: `values` are its paths (n, prediction_length)."""
+        import pandas as pd
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+        length, start = self.prediction_length, self.starts[window]
+        history = self.pasts[window, -3 * length :, i]
+        index = pd.period_range(start - len(history), periods=len(history) + length, freq=self.freq).to_timestamp()
+        before, after = index[: len(history)], index[len(history) :]
+        axes.plot(before, history, color="0.3", linewidth=1, label="past")
+        true = history if self.truth is None else np.append(history, self.truth[window, :, i])
+        if paths:
+            axes.plot(after, values.T, color="tab:blue", linewidth=0.5, alpha=0.5)
+        else:
+            for inside, alpha in ((0.9, 0.2), (0.5, 0.4)):
+                low, high = np.quantile(values, [0.5 - inside / 2, 0.5 + inside / 2], axis=0)
+                axes.fill_between(after, low, high, color="tab:blue", alpha=alpha, linewidth=0, label=f"{inside:.0%}")
+            axes.plot(after, np.median(values, 0), color="tab:blue", linewidth=1, label="median")
+        if self.truth is not None:
+            axes.plot(after, self.truth[window, :, i], color="black", linewidth=1, label="truth")
+        middle, reach = np.nanmean(true), 1.2 * (np.nanmax(true) - np.nanmin(true))
+        if reach > 0:
+            axes.set_ylim(middle - reach, middle + reach)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(AutoDateLocator()))
+        axes.tick_params(labelsize=7)
+
+    def forecasts(self, paths: np.ndarray) -> list:
+        """GluonTS's SampleForecast for each window, of paths (n, windows, prediction_length, dimensions)."""
+        from gluonts.model.forecast import SampleForecast
+
+        if len(self.names) == 1:
+            paths = paths[..., 0]
+        return [SampleForecast(paths[:, i], start) for i, start in enumerate(self.starts)]
+
+    def score(self, x, thorough=False):
+        """GluonTS's scores on the test windows; beside each that of two forecasts that learn nothing."""
+        paths = self.decode(x)
+        paths = paths.reshape(-1, len(self.starts), *paths.shape[1:])
+        figures = {"paths": len(paths), "windows": len(self.starts)} | self.evaluate(paths)
+        for name, others in (("seasonal_naive", self.last_season()), ("random_walk", self.random_walk(len(paths)))):
+            figures |= {f"{name}_{figure}": value for figure, value in self.evaluate(others).items()}
+        return figures
+
+    def evaluate(self, paths: np.ndarray) -> dict:
+        """Scores of paths (n, windows, prediction_length, dimensions) by GluonTS's evaluator."""
+        from gluonts.evaluation import Evaluator, MultivariateEvaluator
+
+        histories = [self.known[: start + self.prediction_length - 1] for start in self.starts]
+        settings = {"quantiles": np.arange(1, 20) / 20, "num_workers": 0}
+        if len(self.names) == 1:
+            evaluator = Evaluator(**settings)
+            histories = [history[history.columns[0]] for history in histories]
+        else:
+            evaluator = MultivariateEvaluator(**settings, target_agg_funcs={"sum": np.sum})
+            histories = [history.set_axis(range(len(self.names)), axis=1) for history in histories]
+        with contextlib.redirect_stderr(io.StringIO()):  # it draws a progress bar for each dimension
+            figures, _ = evaluator(histories, self.forecasts(paths))
+        scores = {"crps": "mean_wQuantileLoss", "crps_sum": "m_sum_mean_wQuantileLoss", "mase": "MASE", "nd": "ND"}
+        scores = {score: float(figures[name]) for score, name in scores.items() if name in figures}
+        for share, low, high in ((50, 0.25, 0.75), (90, 0.05, 0.95)):
+            scores[f"coverage_{share}"] = float(figures[f"Coverage[{high}]"] - figures[f"Coverage[{low}]"])
+        return scores
+
+    def last_season(self) -> np.ndarray:
+        """The seasonal-naive forecast: the last season over and over."""
+        season = np.stack([last_seen(past) for past in self.pasts])[:, -seasonality(self.freq) :]
+        return season[None][:, :, np.arange(self.prediction_length) % season.shape[1]]
+
+    def random_walk(self, number: int) -> np.ndarray:
+        """Paths whose changes over `difference` steps (1 where that is 0) are drawn from those of the training data."""
+        generator, difference = np.random.default_rng(0), self.difference or 1
+        values = changes(self.items[None], difference)[0, difference:]
+        values = np.nan_to_num(values)
+        paths = [np.stack([last_seen(past) for past in self.pasts])[None, :, -difference:].repeat(number, 0)]
+        for _ in range(0, self.prediction_length, difference):
+            first = generator.integers(len(values) - difference + 1, size=(number, len(self.starts), 1))
+            paths.append(paths[-1] + values[first + np.arange(difference)])
+        return np.concatenate(paths[1:], 2)[:, :, : self.prediction_length]
+
+
+def changes(values: np.ndarray, difference: int) -> np.ndarray:
+    """values_t - values_(t - difference), of (windows, time, dimensions); NaN for the first; the values, without."""
+    if not difference:
+        return values
+    return np.concatenate(
+        [np.full_like(values[:, :difference], np.nan), values[:, difference:] - values[:, :-difference]], 1
+    )
+
+
+def last_seen(values: np.ndarray) -> np.ndarray:
+    """(time, dimensions) with the value before it wherever one is missing."""
+    import pandas as pd
+
+    return pd.DataFrame(values).ffill().to_numpy()
+
+
+def calendar(start, length: int, freq: str) -> np.ndarray:
+    """GluonTS's time features from `start` on, (length, features) float32."""
+    import pandas as pd
+    from gluonts.time_feature import time_features_from_frequency_str
+
+    index = pd.period_range(pd.Period(start, freq), periods=length, freq=freq)
+    features = [feature(index) for feature in time_features_from_frequency_str(freq)]
+    return np.stack(features, 1).astype(np.float32) if features else np.empty((length, 0), np.float32)
+
+
+def seasonality(freq: str) -> int:
+    """Steps in a season, as GluonTS counts them: a day of hours, a year of months."""
+    from gluonts.time_feature import get_seasonality
+
+    return get_seasonality(freq)
+
+
+def lags_of(freq: str) -> list[int]:
+    """How far back the RNN looks, in steps: one, two, a season, and seven, which makes a week of days."""
+    return sorted({1, 2, seasonality(freq), 7 * seasonality(freq)})
+
+
+def series_of(name: str, train, test, ends: list[int], prediction_length: int, options) -> Series:
+    """A data set from frames with a column for each dimension and an index of periods.
+
+    `train` is learned from; for each of `ends`, the `prediction_length` rows of `test` before it are to be forecast.
+    """
+    names, freq = [str(column) for column in test.columns], test.index.freqstr
+    context_length = options.context_length or prediction_length
+    difference = options.difference
+    if difference is None:
+        difference = seasonality(freq) if seasonality(freq) > 7 else 1
+    for column in train:
+        if train[column].isna().all():
+            raise UsageError(f"--data_dir {options.data_dir}: {column} has no values to learn from; take it out")
+    window = context_length + prediction_length
+    starts = np.arange(difference, len(train) - window + 1)
+    if not len(starts):
+        raise UsageError(
+            f"--prediction_length {prediction_length}: {name} has {len(train)} steps to learn from, too few for "
+            f"--context_length and --prediction_length, {window}, after --difference {difference}; make them smaller"
+        )
+    items, known = train.to_numpy(np.float32), test.to_numpy(np.float32)
+    sizes = np.abs(changes(items[None], difference)[0])
+    largest = np.nanmax(np.abs(items), 0)
+    typical = np.maximum(np.nan_to_num(np.nanmean(sizes, 0)), 1e-6 * np.where(largest > 0, largest, 1))
+    past_length = max(lags_of(freq)) + difference + context_length
+    padded = np.pad(known, ((past_length, 0), (0, 0)), constant_values=np.nan)
+    recent = [[None if np.isnan(value) else value for value in row] for row in padded[-past_length:].tolist()]
+    facts = {"freq": freq, "names": names, "prediction_length": prediction_length, "context_length": context_length}
+    facts |= {"difference": difference, "scaling": options.scaling, "typical": typical.tolist(), "recent": recent}
+    data = Series(name, (len(names),), items=items, train=starts, end=str(test.index[-1] + 1), **facts)
+    data.begin, data.known = train.index[0], test
+    begins = [end - prediction_length for end in ends]
+    data.go_on_from(np.stack([padded[i : i + past_length] for i in begins]), [test.index[0] + i for i in begins])
+    data.truth = np.stack([known[i : i + prediction_length] for i in begins])
+    return data
+
+
+def side_by_side(entries: list[dict]):
+    """GluonTS's entries as the columns of one frame, NaN where one has not begun or has ended."""
+    import pandas as pd
+
+    first = min(entry["start"] for entry in entries)
+    offsets = [(entry["start"] - first).n for entry in entries]
+    length = max(offset + len(entry["target"]) for offset, entry in zip(offsets, entries))
+    values = np.full((length, len(entries)), np.nan, np.float32)
+    for i, (offset, entry) in enumerate(zip(offsets, entries)):
+        values[offset : offset + len(entry["target"]), i] = entry["target"]
+    names = [str(entry.get("item_id", i)) for i, entry in enumerate(entries)]
+    return pd.DataFrame(values, pd.period_range(first, periods=length, freq=first.freq), names)
+
+
+def gluonts_folder(name: str, root: Path, options) -> Series:
+    """A data set in GluonTS's layout: `train`, and in `test` the same series again for each window, in turn."""
+    from gluonts.dataset.common import load_datasets
+
+    read = load_datasets(root, root / "train", root / "test")
+    train, tests = list(read.train), list(read.test)
+    rounds = [tests[i : i + len(train)] for i in range(0, len(tests), len(train))]
+    if not rounds or len(rounds[-1]) != len(train):
+        raise UsageError(f"--data_dir {root}: {len(tests)} test series are no multiple of {len(train)} training series")
+    frames = [side_by_side(entries) for entries in rounds]
+    longest = max(frames, key=len)
+    ends = [len(frame) for frame in frames]
+    if any(not np.array_equal(frame, longest[: len(frame)], equal_nan=True) for frame in frames):
+        raise UsageError(f"--data_dir {root}: the test series of a window do not go on from those of the one before")
+    length = options.prediction_length or read.metadata.prediction_length
+    return series_of(name, side_by_side(train), longest, ends, length, options)
+
+
+def gluonts(recipe: str):
+    """The reader of a data set that GluonTS makes, downloaded to `--data_dir`/gluonts."""
+
+    def read(options) -> Series:
+        from gluonts.dataset.repository.datasets import dataset_recipes, materialize_dataset
+
+        home = Path(options.data_dir) / "gluonts" / recipe
+        damage = ""
+        if home.is_dir():
+            try:
+                return gluonts_folder(f"gluonts:{recipe}", home, options)
+            except UsageError:
+                raise
+            except (OSError, EOFError, ValueError, zlib.error, KeyError) as error:  # half written, or broken
+                damage = f" ({type(error).__name__}: {error})"
+        if recipe not in dataset_recipes:
+            raise UsageError(
+                f"--data_dir {options.data_dir}: {home} is not there or not whole{damage}, and GluonTS cannot make it; "
+                f"it makes {', '.join(dataset_recipes)}"
+            )
+        partial = home.with_name(f".{recipe}.part")
+        shutil.rmtree(partial, ignore_errors=True)
+        print(f"{home} is not there or not whole{damage}: making it")
+        try:
+            made = materialize_dataset(recipe, partial)
+        except Exception as error:  # each recipe has errors of its own
+            raise UsageError(
+                f"--data_dir {options.data_dir}: {recipe} could not be made ({type(error).__name__}: {error}); "
+                f"connect to the internet or put it into {home}"
+            ) from error
+        shutil.rmtree(home, ignore_errors=True)
+        made.rename(home)
+        partial.rmdir()
+        return gluonts_folder(f"gluonts:{recipe}", home, options)
+
+    read.__doc__ = f"GluonTS's {recipe}."
+    return read
+
+
+def series(options) -> Series:
+    """Anyone's own series: `--data_dir` is a CSV, or a folder in GluonTS's layout."""
+    path = Path(options.data_dir)
+    if path.is_file():
+        return from_csv(path, options)
+    if (path / "metadata.json").is_file():
+        return gluonts_folder("series", path, options)
+    raise UsageError(f"--data_dir {path}: neither a CSV nor a folder with metadata.json, train and test")
+
+
+def from_csv(path: Path, options) -> Series:
+    """The first column is the time, each other a series; of the end, a tenth, at most five windows, is held out."""
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(path)
+        times = pd.to_datetime(frame.iloc[:, 0])
+        frame = frame.iloc[:, 1:].apply(pd.to_numeric).set_index(pd.DatetimeIndex(times)).sort_index()
+    except (ValueError, TypeError, IndexError) as error:
+        raise UsageError(f"--data_dir {path}: {error}; the first column must be dates, all others numbers") from error
+    try:
+        frame.index = frame.index.to_period(options.freq)
+    except ValueError as error:
+        raise UsageError(f"--freq {options.freq}: {error}; give the time between rows: h, 30min, D, B, W, M") from error
+    if frame.index.has_duplicates:
+        time = frame.index[frame.index.duplicated()][0]
+        raise UsageError(f"--data_dir {path}: several rows for {time} (--freq {frame.index.freqstr}); leave one")
+    whole = frame.reindex(pd.period_range(frame.index[0], frame.index[-1], freq=frame.index.freq))
+    if len(whole) > len(frame):
+        missing = whole.index.difference(frame.index)
+        print(f"{len(missing)} of {len(whole)} rows are missing, the first {missing[0]}")
+    if options.prediction_length is None:
+        raise UsageError("--prediction_length: say how many rows to forecast")
+    length = options.prediction_length
+    windows = int(np.clip(HELD_OUT * len(whole) // length, 1, 5))
+    ends = [len(whole) - length * i for i in range(windows)][::-1]
+    return series_of("series", whole[: ends[0] - length], whole, ends, length, options)
+
+
 DATASETS = {  # name: (modality, function that reads it)
     "circle": (Points, circle),
     "dino": (Points, dino),
@@ -701,18 +1137,42 @@ DATASETS = {  # name: (modality, function that reads it)
     "folder": (Images, folder),
     "speech-commands": (Spectrograms, speech_commands),
     "sounds": (Spectrograms, sounds),
+    "electricity": (Series, gluonts("electricity_nips")),
+    "exchange-rate": (Series, gluonts("exchange_rate_nips")),
+    "solar": (Series, gluonts("solar_nips")),
+    "taxi": (Series, gluonts("taxi_30min")),
+    "traffic": (Series, gluonts("traffic_nips")),
+    "wiki": (Series, gluonts("wiki2000_nips")),
+    "series": (Series, series),
 }
 
 
-def load(name: str, data_dir: str = "data", limit: int | None = None, image_size=None, words=None) -> Data:
+def entry(name: str) -> tuple:
+    """Modality and reader of the data set called `name`; gluonts:NAME is any that GluonTS knows."""
+    return (Series, gluonts(name.removeprefix("gluonts:"))) if name.startswith("gluonts:") else DATASETS[name]
+
+
+def load(
+    name: str,
+    data_dir: str = "data",
+    limit: int | None = None,
+    image_size: int | None = None,
+    words: list[str] | None = None,
+    freq: str | None = None,
+    prediction_length: int | None = None,
+    context_length: int | None = None,
+    difference: int | None = None,
+    scaling: str = "mean",
+) -> Data:
     """The data set called `name`; with `limit`, only its first training items. Raises UsageError."""
-    _, read = DATASETS[name]
-    data = read(SimpleNamespace(data_dir=data_dir, image_size=image_size, words=words))
+    options = SimpleNamespace(**locals())
+    _, read = entry(name)
+    data = read(options)
     data.train = data.train[:limit]
     return data
 
 
 def restore(facts: dict) -> Data:
     """A data set as a checkpoint remembers it: it encodes, decodes, draws and saves, but has no items."""
-    modality, _ = DATASETS[facts["name"]]
+    modality, _ = entry(facts["name"])
     return modality(**facts)

@@ -27,7 +27,7 @@ from types import SimpleNamespace
 import numpy as np
 from tqdm import tqdm
 
-from datasets import DATASETS, Data, UsageError, load, restore
+from datasets import DATASETS, Data, UsageError, entry, load, restore
 
 EXPERIMENTS = Path("exps")
 LABEL_DROPOUT = 0.1  # how often training hides the class, for classifier-free guidance (Ho & Salimans 2022)
@@ -63,27 +63,47 @@ def option(default, text: str, *names: str, **settings) -> dict:
     return {"default": default, "help": text, "names": names, "settings": settings}
 
 
+def dataset(text: str) -> str:
+    """An argparse type: the name of a data set."""
+    if text not in DATASETS and not text.startswith("gluonts:"):
+        raise argparse.ArgumentTypeError(f"{text}: choose among {', '.join(DATASETS)}, gluonts:NAME")
+    return text
+
+
 count = number(int, 1)
 FLAGS = {  # every flag, with its default, in the order of -h
     "data": {
-        "dataset": option("dino", "what to learn", choices=DATASETS),
+        "dataset": option("dino", f"{', '.join(DATASETS)}, or gluonts:NAME", type=dataset, metavar="NAME"),
         "data_dir": option(
             "data", "where data sets are read from or downloaded to; with `folder` and `sounds`, your own"
         ),
         "limit": option(None, "train on the first N items alone", type=count),
         "image_size": option({"images": None}, "side of the images (default: grey as they are, RGB 64)", type=count),
+        "prediction_length": option({"series": None}, "steps to forecast (default: the data set's own)", type=count),
+        "context_length": option({"series": None}, "steps read before (default: as many as forecast)", type=count),
+        "freq": option({"series": None}, "of a CSV's rows: h, 30min, D, B, W, M (default: as they lie)", metavar="F"),
+        "difference": option(
+            {"series": None}, "forecast changes over N steps, 0: values (default: a season, or 1)", type=number(int, 0)
+        ),
+        "scaling": option({"series": "mean"}, "of a window by its context", choices=("mean", "standard")),
         "words": option({"audio": None}, "to speak (default: the digits; of `sounds`, all)", metavar="W", nargs="+"),
     },
     "diffusion": {
-        "num_timesteps": option({"points": 200, "images audio": 1000}, "length T of the chain", type=number(int, 2)),
+        "num_timesteps": option(
+            {"points": 200, "images audio": 1000, "series": 100}, "length T of the chain", type=number(int, 2)
+        ),
         "beta_schedule": option("cosine", "how noise comes in", choices=("linear", "quadratic", "cosine", "sigmoid")),
         "prediction_type": option("v", "what the denoiser predicts", choices=("epsilon", "v", "sample")),
     },
     "denoiser": {
-        "hidden_size": option({"points": 128, "images": 64, "audio": 32}, "width of the first layer", type=count),
-        "hidden_layers": option({"points": 3, "images audio": 1}, "layers, or blocks of each UNet stage", type=count),
+        "hidden_size": option(
+            {"points": 128, "images": 64, "audio": 32, "series": 64}, "width of the first layer", type=count
+        ),
+        "hidden_layers": option(
+            {"points": 3, "images audio": 1, "series": 3}, "layers, or blocks of each UNet stage", type=count
+        ),
         "embedding_size": option(
-            {"points": 128, "images audio": 128}, "of the positional embeddings", type=number(int, 2)
+            {"points images audio": 128, "series": 64}, "of the positional embeddings", type=number(int, 2)
         ),
         "time_embedding": option(
             "sinusoidal", "of t", choices=("sinusoidal", "fourier", "learnable", "linear", "zero")
@@ -100,22 +120,33 @@ FLAGS = {  # every flag, with its default, in the order of -h
         "patch_size": option({"images audio": 2}, "side of the squares the UNet takes as one pixel", type=count),
     },
     "training": {
-        "epochs": option({"points": 400, "images audio": 20}, "times through the data", "--num_epochs", type=count),
-        "train_batch_size": option(
-            {"points": 1024, "images": 128, "audio": 64}, "items a step, over all processes", type=count
+        "epochs": option(
+            {"points": 400, "images audio series": 20}, "times through the data", "--num_epochs", type=count
         ),
-        "learning_rate": option({"points": 2e-3, "images audio": 1e-3}, "of AdamW", type=number(float, 0)),
+        "train_batch_size": option(
+            {"points": 1024, "images": 128, "audio series": 64}, "items a step, over all processes", type=count
+        ),
+        "learning_rate": option({"points": 2e-3, "images audio series": 1e-3}, "of AdamW", type=number(float, 0)),
         "ema_decay": option(0.999, "of the weights' moving average, reached gradually", type=number(float, 0, 1)),
         "save_every": option(
-            {"points": 40, "images audio": 1}, "epochs between kept checkpoints", "--save_images_step", type=count
+            {"points": 40, "images audio": 1, "series": 5},
+            "epochs between kept checkpoints",
+            "--save_images_step",
+            type=count,
         ),
     },
     "sampling": {
-        "sampler": option({"points": "ddpm", "images audio": "dpm++"}, "way back", choices=("ddpm", "ddim", "dpm++")),
+        "sampler": option(
+            {"points": "ddpm", "images audio series": "dpm++"}, "way back", choices=("ddpm", "ddim", "dpm++")
+        ),
         "sampling_steps": option(None, "network calls for a sample (default: ddpm T, others 30)", type=count),
         "eta": option(0.0, "noise of ddim: 0 none, 1 as ddpm", type=number(float, 0, 1)),
-        "num_samples": option({"points": 2000, "images audio": 100}, "samples to draw", type=count),
-        "eval_batch_size": option({"points": 10000, "images": 500, "audio": 100}, "samples drawn at once", type=count),
+        "num_samples": option(
+            {"points": 2000, "images audio series": 100}, "samples to draw; of series, of each window", type=count
+        ),
+        "eval_batch_size": option(
+            {"points series": 10000, "images": 500, "audio": 100}, "samples drawn at once", type=count
+        ),
         "label": option(None, "draw this class alone, by name or number (default: each in turn)"),
         "guidance": option(
             None, "towards the class: 1 as learned, 0 without (default: 2 with --label, else 1)", type=number(float, 0)
@@ -171,9 +202,9 @@ def parse_arguments(arguments: list[str] | None = None) -> dict:
             default = row["default"]
             if isinstance(default, dict):
                 default = ", ".join(f"{modality} {value}" for modality, value in default.items() if value is not None)
-            metavar = {"metavar": "N"} if "type" in row["settings"] else {}
+            settings = ({"metavar": "N"} if "type" in row["settings"] else {}) | row["settings"]
             text = row["help"] + (f" (default: {default})" if default else "")
-            group.add_argument(f"--{flag}", *row["names"], dest=flag, help=text, **metavar, **row["settings"])
+            group.add_argument(f"--{flag}", *row["names"], dest=flag, help=text, **settings)
     return vars(parser.parse_args(arguments))
 
 
@@ -188,7 +219,7 @@ def resolve(given: dict, saved: dict | None = None) -> SimpleNamespace:
                 raise UsageError(
                     f"--{flag} {given[flag]}: the checkpoint was trained with {saved.get(flag)}; leave it out"
                 )
-    modality = DATASETS[(saved or given).get("dataset", DEFAULTS["dataset"])][0].modality
+    modality = entry((saved or given).get("dataset", DEFAULTS["dataset"]))[0].modality
     config = {}
     for flag, default in DEFAULTS.items():
         if isinstance(default, dict) and modality not in default:
@@ -198,7 +229,7 @@ def resolve(given: dict, saved: dict | None = None) -> SimpleNamespace:
         config[flag] = default[modality] if isinstance(default, dict) else default
     config |= {flag: value for flag, value in (saved or {}).items() if flag not in ("device", "compile")}
     config |= {flag: value for flag, value in given.items() if flag in DEFAULTS}
-    config["experiment_name"] = config["experiment_name"] or f"{config['dataset']}_base"
+    config["experiment_name"] = config["experiment_name"] or f"{config['dataset']}_base".replace(":", "_")
     if not config["sampling_steps"] or {"sampling_steps", "sampler"} & set(given) == {"sampler"}:
         num_timesteps = config["num_timesteps"]
         config["sampling_steps"] = num_timesteps if config["sampler"] == "ddpm" else min(SAMPLING_STEPS, num_timesteps)
@@ -221,7 +252,7 @@ from torch import Tensor  # noqa: E402
 
 import models  # noqa: E402
 
-DENOISERS = {"points": models.MLP, "images": models.UNet, "audio": models.UNet}
+DENOISERS = {"points": models.MLP, "images": models.UNet, "audio": models.UNet, "series": models.RNN}
 
 
 class NoiseScheduler:
@@ -370,13 +401,13 @@ def sample(model, scheduler: NoiseScheduler, data: Data, config, number: int) ->
     frames = set(np.linspace(0, len(times) - 1, FRAMES).astype(int))
     eta = {"ddpm": 1.0, "ddim": config.eta, "dpm++": 0.0}[config.sampler]
 
-    def reverse(shape, cond):
+    def reverse(denoiser, shape, cond):
         x_t = torch.randn(shape, generator=generator, device=device)
         way, previous = [x_t[: data.animated].cpu()], None
         for i, (t, s) in enumerate(itertools.pairwise(times), start=1):
             with autocast(config.precision, device):
                 every_t = torch.full(shape[: data.time_axes], t, device=device)
-                prediction = guided(model, x_t, every_t, cond, config.guidance).float()
+                prediction = guided(denoiser, x_t, every_t, cond, config.guidance).float()
             noise = torch.randn(shape, generator=generator, device=device) if eta and s else None
             x_t, x_0 = scheduler.step(prediction, x_t, t, s, noise, eta, previous)
             previous = (x_0, t) if config.sampler == "dpm++" else None
@@ -386,8 +417,8 @@ def sample(model, scheduler: NoiseScheduler, data: Data, config, number: int) ->
         return x_t.cpu(), torch.stack(way)
 
     batches = [range(number)[i : i + config.eval_batch_size] for i in range(0, number, config.eval_batch_size)]
-    with progress_bar("sampling", number * (len(times) - 1), "calls") as bar:
-        drawn = [data.generate(reverse, len(b), data.condition(b, config.label, device)) for b in batches]
+    with progress_bar("sampling", number * data.draws * (len(times) - 1), "calls") as bar:
+        drawn = [data.generate(model, reverse, len(b), data.condition(b, config.label, device)) for b in batches]
     return torch.cat([x_0 for x_0, _ in drawn]), drawn[0][1]
 
 
@@ -469,7 +500,7 @@ def build(config, data: Data, device):
     denoiser = DENOISERS[data.modality]
     torch.manual_seed(config.seed)
     try:
-        model = denoiser(data.shape, len(data.classes or ()), **chosen(config, denoiser)).to(device)
+        model = denoiser(data.shape, data.cond_size, **chosen(config, denoiser)).to(device)
     except ValueError as error:
         raise UsageError(str(error)) from error
     data.condition(range(1), config.label, device)  # to know a wrong --label before the training
@@ -662,8 +693,9 @@ def forward_process(scheduler: NoiseScheduler, data: Data, seed: int):
 
 def draw_and_score(model, scheduler, data: Data, config, folder: Path, bound_calls: int) -> dict:
     """Samples and the reverse process into `folder`; where the data is at hand, their scores too."""
-    x_0, way = sample(model, scheduler, data, config, config.num_samples)
-    data.save(x_0, folder, data.condition(range(config.num_samples), config.label, "cpu"))
+    number = config.num_samples * len(data.starts)
+    x_0, way = sample(model, scheduler, data, config, number)
+    data.save(x_0, folder, data.condition(range(number), config.label, "cpu"))
     write_gif(folder / "reverse.gif", map(data.draw, way))
     metrics = {}
     if bound_calls:
@@ -676,7 +708,7 @@ def draw_and_score(model, scheduler, data: Data, config, folder: Path, bound_cal
 
 def experiment_folder(given: dict) -> Path:
     """The folder of the results, right below `EXPERIMENTS`. Raises UsageError."""
-    name = given.get("experiment_name") or f"{given.get('dataset', DEFAULTS['dataset'])}_base"
+    name = given.get("experiment_name") or f"{given.get('dataset', DEFAULTS['dataset'])}_base".replace(":", "_")
     if Path(name).name != name or name == "..":
         raise UsageError(f"--experiment_name {name}: must be a plain name, for a folder in {EXPERIMENTS}/")
     return EXPERIMENTS / name

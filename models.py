@@ -171,12 +171,90 @@ class Attention(nn.Module):
         return x + self.out(h.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2))
 
 
+class RNN(nn.Module):
+    """A recurrent network reads the past, and its state conditions the denoiser of what comes next (TimeGrad, Rasul et
+    al. 2021), for x_t (batch, time, dimensions) and t (batch, time).
+
+    cond: what is known before each step, (batch, time, inputs). To forecast, `encode` reads it step by step and
+    `denoiser` is called alone.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int],
+        inputs: int,
+        *,
+        num_timesteps: int,
+        hidden_size: int = 64,
+        hidden_layers: int = 3,
+        embedding_size: int = 64,
+        time_embedding: str = "sinusoidal",
+    ):
+        super().__init__()
+        self.stem = nn.Linear(inputs, hidden_size)
+        self.recurrent = nn.GRU(hidden_size, hidden_size, batch_first=True)
+        self.denoiser = VectorDenoiser(
+            shape[0],
+            hidden_size,
+            2 * hidden_size,
+            hidden_layers,
+            num_timesteps,
+            embedding(time_embedding, embedding_size, scale=1000),
+        )
+
+    def encode(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(batch, time, inputs) to (batch, time, hidden_size), and the state to go on from."""
+        return self.recurrent(F.silu(self.stem(inputs)), state)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        hidden, _ = self.encode(cond)
+        return self.denoiser(x_t, t, hidden)
+
+
+class VectorDenoiser(nn.Module):
+    """Residual layers over a vector, x_t (..., dimensions), t (...), cond (..., cond_size).
+
+    Beside them goes x_t itself, each dimension with a weight of its own: if all were independent and normal, that
+    would be the whole answer.
+    """
+
+    def __init__(self, dimensions, cond_size, width, layers, num_timesteps, embed_time):
+        super().__init__()
+        self.num_timesteps, self.embed_time = num_timesteps, embed_time
+        self.embed = nn.Linear(cond_size + embed_time.size, width)
+        self.stem = nn.Linear(dimensions, width)
+        self.layers = nn.ModuleList(ResidualLayer(width) for _ in range(layers))
+        self.head = zero(nn.Linear(width, dimensions))
+        self.skip = zero(nn.Linear(width, dimensions))
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        e = F.silu(self.embed(torch.cat([cond, self.embed_time(t / self.num_timesteps)], dim=-1)))
+        h = self.stem(x_t)
+        for layer in self.layers:
+            h = layer(h, e)
+        return self.head(F.silu(h)) + self.skip(e) * x_t
+
+
+class ResidualLayer(nn.Module):
+    """Two linear layers around the embedding, as a residual."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.modulation = nn.Linear(width, width)
+        self.first = nn.Linear(width, width)
+        self.second = zero(nn.Linear(width, width))
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        return x + self.second(F.silu(self.first(self.norm(x) + self.modulation(e))))
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
     """Groups of 16 channels where they divide, a size that vector units take whole; else one group."""
     return nn.GroupNorm(channels // 16 if channels % 16 == 0 else 1, channels)
 
 
-def zero(layer: nn.Conv2d) -> nn.Conv2d:
+def zero(layer: nn.Module) -> nn.Module:
     """`layer` with weights of zero: a residual branch that ends with it begins as the identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
