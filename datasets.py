@@ -738,8 +738,8 @@ class Series(Data):
     def scaled_by(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Location and scale (windows, dimensions) of a context (windows, time, dimensions), NaN where missing.
 
-        `mean`: 0 and the mean size; `standard`: the mean and the standard deviation. No scale is below a tenth of the
-        typical one: a series may stand still for a while.
+        `mean`: 0 and the mean size; `standard`: the mean and the standard deviation. No scale is below half of the
+        typical one, for a series may stand still for a while, and then it does not.
         """
         typical = context.new_tensor(self.typical)
         count = (~context.isnan()).sum(1).clamp(min=1)
@@ -749,7 +749,7 @@ class Series(Data):
             scale = ((context - location[:, None]) ** 2).nansum(1).div(count).sqrt()
         else:
             scale = context.abs().nansum(1) / count
-        return location, scale.maximum(0.1 * typical)
+        return location, scale.maximum(typical / 2)
 
     def inputs(self, lagged: list[torch.Tensor], scale: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """What the RNN reads (windows, time, cond_size): lagged values, the scale over the typical one, the time."""
@@ -939,6 +939,38 @@ class Series(Data):
         return np.concatenate(paths[1:], 2)[:, :, : self.prediction_length]
 
 
+def predictor(data: Series, draw):
+    """A GluonTS Predictor; `draw(number)` samples that many paths of `data`.
+
+    It takes entries whose target has `data`'s dimensions, (dimensions, time) or, for a single one, (time,), and raises
+    ValueError for others.
+    """
+    from gluonts.model.predictor import Predictor
+
+    class Forecaster(Predictor):
+        def predict(self, dataset, num_samples: int = 100):
+            pasts, starts, names = [], [], []
+            for entry in dataset:
+                target = np.atleast_2d(np.asarray(entry["target"], np.float32)).T
+                if target.shape[1] != len(data.names) or entry["start"].freqstr != data.freq:
+                    raise ValueError(
+                        f"made for {len(data.names)} dimensions every {data.freq}, not {target.shape[1]} "
+                        f"every {entry['start'].freqstr}"
+                    )
+                pasts.append(
+                    np.pad(target, ((data.past_length, 0), (0, 0)), constant_values=np.nan)[-data.past_length :]
+                )
+                starts.append(entry["start"] + len(target))
+                names.append(entry.get("item_id"))
+            data.go_on_from(np.stack(pasts), starts)
+            paths = data.decode(draw(num_samples * len(starts)))
+            forecasts = data.forecasts(paths.reshape(num_samples, len(starts), *paths.shape[1:]))
+            for forecast, forecast.item_id in zip(forecasts, names):
+                yield forecast
+
+    return Forecaster(data.prediction_length)
+
+
 def changes(values: np.ndarray, difference: int) -> np.ndarray:
     """values_t - values_(t - difference), of (windows, time, dimensions); NaN for the first; the values, without."""
     if not difference:
@@ -998,9 +1030,10 @@ def series_of(name: str, train, test, ends: list[int], prediction_length: int, o
             f"--context_length and --prediction_length, {window}, after --difference {difference}; make them smaller"
         )
     items, known = train.to_numpy(np.float32), test.to_numpy(np.float32)
-    sizes = np.abs(changes(items[None], difference)[0])
+    squares = changes(items[None], difference)[0, difference:].astype(float) ** 2
     largest = np.nanmax(np.abs(items), 0)
-    typical = np.maximum(np.nan_to_num(np.nanmean(sizes, 0)), 1e-6 * np.where(largest > 0, largest, 1))
+    least = 1e-6 * np.where(largest > 0, largest, 1)  # for what never changes
+    typical = np.fmax(np.nanmean(squares, 0) ** 0.5, least)
     past_length = max(lags_of(freq)) + difference + context_length
     padded = np.pad(known, ((past_length, 0), (0, 0)), constant_values=np.nan)
     recent = [[None if np.isnan(value) else value for value in row] for row in padded[-past_length:].tolist()]

@@ -27,6 +27,7 @@ from types import SimpleNamespace
 import numpy as np
 from tqdm import tqdm
 
+import datasets
 from datasets import DATASETS, Data, UsageError, entry, load, restore
 
 EXPERIMENTS = Path("exps")
@@ -762,24 +763,39 @@ def from_scratch_or_resumed(given: dict, device: torch.device) -> tuple[Path, di
     return folder, draw_and_score(run.average, run.scheduler, data, config, folder, BOUND_CALLS)
 
 
-def from_checkpoint(given: dict, device: torch.device) -> tuple[Path, dict]:
-    """Draw from a checkpoint, and with --evaluate score it; returns the folder of the results and the scores."""
-    evaluate = "evaluate" in given
-    for flag in {*FLAGS["training"], "resume", "overwrite"} & set(given):
-        raise UsageError(f"--{flag}: of no use with --sample or --evaluate, which train nothing; leave it out")
-    path = Path(given.get("sample") or given.get("evaluate") or experiment_folder(given) / "checkpoint.pt")
-    saved = load_checkpoint(path)
+def reopen(path: str | Path, given: dict, device: torch.device | str = "cpu"):
+    """The denoiser, scheduler, data set and configuration of a checkpoint. Raises UsageError.
+
+    `given` are flags, as on the command line. The data set has no items, unless --evaluate is among them.
+    """
+    saved = load_checkpoint(Path(path))
     config = resolve(given, saved["config"])
-    data = load_data(config) if evaluate else restore(saved["data"])
+    data = load_data(config) if "evaluate" in given else restore(saved["data"])
     model, scheduler = build(config, data, device)
     model.load_state_dict(saved["average"])
     if config.compile:
         model.compile()
+    return model, scheduler, data, config
+
+
+def predictor(path: str | Path, device="cpu", **flags):
+    """A GluonTS Predictor out of a checkpoint of time series; `flags` as on the command line: sampling_steps=10."""
+    model, scheduler, data, config = reopen(path, flags, device)
+    return datasets.predictor(data, lambda number: sample(model, scheduler, data, config, number)[0])
+
+
+def from_checkpoint(given: dict, device: torch.device) -> tuple[Path, dict]:
+    """Draw from a checkpoint, and with --evaluate score it; returns the folder of the results and the scores."""
+    for flag in {*FLAGS["training"], "resume", "overwrite"} & set(given):
+        raise UsageError(f"--{flag}: of no use with --sample or --evaluate, which train nothing; leave it out")
+    path = Path(given.get("sample") or given.get("evaluate") or experiment_folder(given) / "checkpoint.pt")
+    model, scheduler, data, config = reopen(path, given, device)
     settings = [path.stem, config.sampler, config.sampling_steps, config.label and f"label-{config.label}"]
     settings += [f"guidance-{config.guidance:g}", f"seed-{config.seed}"]
     folder = path.parent / "samples" / "_".join(str(part).replace("/", "-") for part in settings if part)
     folder.mkdir(parents=True, exist_ok=True)
-    return folder, draw_and_score(model, scheduler, data, config, folder, 10 * BOUND_CALLS if evaluate else 0)
+    calls = 10 * BOUND_CALLS if "evaluate" in given else 0
+    return folder, draw_and_score(model, scheduler, data, config, folder, calls)
 
 
 def choose_device(name: str) -> torch.device:
