@@ -856,7 +856,7 @@ class Series(Data):
             axes = figure.add_subplot(rows, columns, number + 1)
             self.panel(axes, values[:, window, :, i], window, i, paths)
             axes.set_title(self.names[i], fontsize=9, loc="left")
-        axes.legend(fontsize=7, loc="upper left")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
         return figure
 
     def panel(self, axes, values: np.ndarray, window: int, i: int, paths: bool) -> None:
@@ -1014,7 +1014,7 @@ def series_of(name: str, train, test, ends: list[int], prediction_length: int, o
 
     `train` is learned from; for each of `ends`, the `prediction_length` rows of `test` before it are to be forecast.
     """
-    names, freq = [str(column) for column in test.columns], test.index.freqstr
+    names, freq = [str(column) for column in train.columns], test.index.freqstr
     context_length = options.context_length or prediction_length
     difference = options.difference
     if difference is None:
