@@ -477,6 +477,10 @@ def decoded(kind: str, paths: list[Path], root: Path, cache: Path, decode, shape
     noun = kind.split()[0]
     values, index = cache / f"{noun}-{key}.raw", cache / f"{noun}-{key}.npy"
     if not index.exists():
+        if not os.access(cache if cache.exists() else cache.parent, os.W_OK):
+            raise UsageError(
+                f"--data_dir {cache.parent}: not writable, and decoded {noun} are kept there; copy it first"
+            )
         cache.mkdir(exist_ok=True)
         partial = cache / f"{values.name}.{os.getpid()}"
         items = read_ahead(decode, paths, os.cpu_count())
@@ -715,8 +719,10 @@ class Series(Data):
         super().__init__(*args, **facts)
         vars(self).update(self.statistics)
         self.lags = lags_of(self.freq)
+        self.level_lags = [lag for lag in self.lags[2:] if lag != self.difference] if self.difference else []
         self.past_length = max(self.lags) + self.difference + self.context_length
-        self.cond_size = len(self.names) * (len(self.lags) + 1) + calendar(self.end, 1, self.freq).shape[1]
+        inputs = len(self.lags) + len(self.level_lags) + 1
+        self.cond_size = len(self.names) * inputs + calendar(self.end, 1, self.freq).shape[1]
         self.truth = self.known = None
         self.draws = self.prediction_length
         self.go_on_from(np.array([self.recent], np.float32), [self.end])
@@ -730,6 +736,8 @@ class Series(Data):
         past_changes = torch.from_numpy(changes(pasts, self.difference))[:, self.difference :]
         self.location, self.scale = self.scaled_by(past_changes[:, -self.context_length :])
         self.past_x = (past_changes - self.location[:, None]) / self.scale[:, None]
+        levels = torch.from_numpy(np.stack([last_seen(past) for past in pasts]))[:, self.difference :]
+        self.past_levels = (levels - levels[:, -1:]) / self.scale[:, None]
         length = self.context_length + self.prediction_length
         times = [calendar(start - self.context_length, length, self.freq) for start in self.starts]
         self.times = torch.from_numpy(np.stack(times))
@@ -751,29 +759,43 @@ class Series(Data):
             scale = context.abs().nansum(1) / count
         return location, scale.maximum(typical / 2)
 
-    def inputs(self, lagged: list[torch.Tensor], scale: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        """What the RNN reads (windows, time, cond_size): lagged values, the scale over the typical one, the time."""
+    def inputs(self, x, levels, scale: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """What the RNN reads (windows, time, cond_size), of `x(lag)` and `levels(lag)`, the values in units of `scale`.
+
+        Earlier changes; where the series stood a season and more ago, beside what the change is from; the scale over
+        the typical one; the calendar.
+        """
         import torch
 
+        parts = [x(lag) for lag in self.lags]
+        parts += [levels(lag) - levels(self.difference) for lag in self.level_lags]
         relative = (scale / scale.new_tensor(self.typical)).log()[:, None].expand(-1, times.shape[1], -1)
-        return torch.cat([torch.cat(lagged, 2).nan_to_num(0).clamp(-10, 10), relative, times], 2)
+        return torch.cat([torch.cat(parts, 2).nan_to_num(0).clamp(-10, 10), relative, times], 2)
 
     def read(self, chosen, device):
         """Yield (x_0, inputs, weight) for windows that begin at the chosen times: the context, then the forecast."""
         import torch
 
-        margin = max(self.lags)  # before the first value all are missing
-        values = np.pad(changes(self.items[None], self.difference)[0], ((margin, 0), (0, 0)), constant_values=np.nan)
-        values = torch.from_numpy(values).to(device)
+        padding = ((max(self.lags), 0), (0, 0))  # before the first value all are missing
+        values, moves = (
+            torch.from_numpy(np.pad(part, padding, constant_values=np.nan)).to(device)
+            for part in (self.items, changes(self.items[None], self.difference)[0])
+        )
         times = torch.from_numpy(calendar(self.begin, len(self.items), self.freq)).to(device)
         steps = torch.arange(self.context_length + self.prediction_length, device=device)
         for index in chosen:
             now = torch.from_numpy(index).to(device)[:, None] + steps
-            window = values[margin + now]
-            location, scale = self.scaled_by(window[:, : self.context_length])
-            lagged = [(values[margin + now - lag] - location[:, None]) / scale[:, None] for lag in self.lags]
-            x_0, seen = (window - location[:, None]) / scale[:, None], ~window.isnan()
-            yield x_0.nan_to_num(0), self.inputs(lagged, scale, times[now]), None if seen.all() else seen.float()
+            location, scale = self.scaled_by(moves[max(self.lags) + now[:, : self.context_length]])
+
+            def x(lag, now=now, location=location, scale=scale):
+                return (moves[max(self.lags) + now - lag] - location[:, None]) / scale[:, None]
+
+            def levels(lag, now=now, scale=scale):
+                return values[max(self.lags) + now - lag] / scale[:, None]
+
+            x_0 = x(0)
+            seen = ~x_0.isnan()
+            yield x_0.nan_to_num(0), self.inputs(x, levels, scale, times[now]), None if seen.all() else seen.float()
 
     def held_out(self, batch_size, number, device):
         """Yield the true values of the test windows, in turn."""
@@ -797,19 +819,27 @@ class Series(Data):
         """Paths, one step after the other: each is drawn from noise, then read by the RNN (Rasul et al. 2021)."""
         import torch
 
-        def lagged(x, length):
-            return [x[:, x.shape[1] - length - lag + 1 :][:, :length] for lag in self.lags]
+        def inputs(x, levels, length, times):
+            """For the last `length` steps of `x` and `levels`."""
 
-        past, scale, times = (part.to(cond.device) for part in (self.past_x, self.scale, self.times))
-        context = self.context_length
-        _, state = model.encode(self.inputs(lagged(past[:, :-1], context), scale, times[:, :context]))
-        x, scale, times, state = past[cond], scale[cond], times[cond], state[:, cond]
+            def before(values, lag):
+                return values[:, values.shape[1] - length - lag : values.shape[1] - lag]
+
+            return self.inputs(lambda lag: before(x, lag), lambda lag: before(levels, lag), scale, times)
+
+        x, levels, scale = (part.to(cond.device) for part in (self.past_x, self.past_levels, self.scale))
+        times, context = self.times.to(cond.device), self.context_length
+        _, state = model.encode(inputs(x, levels, context, times[:, :context]))
+        x, levels, scale, times, state = x[cond], levels[cond], scale[cond], times[cond], state[:, cond]
+        shift = (self.location / self.scale).to(cond.device)[cond][:, None]
         films = []
-        for step in range(self.prediction_length):
-            inputs = self.inputs(lagged(x, 1), scale, times[:, context + step][:, None])
-            hidden, state = model.encode(inputs, state)
-            x_0, way = reverse(model.denoiser, (len(cond), 1, x.shape[2]), hidden)
-            x = torch.cat([x[:, 1:], x_0.to(x.device)], 1)
+        for step in range(context, times.shape[1]):
+            x, levels = (torch.nn.functional.pad(values[:, 1:], (0, 0, 0, 1)) for values in (x, levels))
+            hidden, state = model.encode(inputs(x, levels, 1, times[:, step : step + 1]), state)
+            drawn, way = reverse(model.denoiser, (len(cond), 1, x.shape[2]), hidden)
+            x[:, -1:] = drawn
+            if self.difference:
+                levels[:, -1:] = levels[:, -1 - self.difference][:, None] + x[:, -1:] + shift
             films.append(way)
         return x[:, -self.prediction_length :].cpu(), torch.cat(films, 2)
 
@@ -988,13 +1018,16 @@ def last_seen(values: np.ndarray) -> np.ndarray:
 
 
 def calendar(start, length: int, freq: str) -> np.ndarray:
-    """GluonTS's time features from `start` on, (length, features) float32."""
+    """GluonTS's time features from `start` on, and how near Christmas and New Year are: (length, features) float32."""
     import pandas as pd
     from gluonts.time_feature import time_features_from_frequency_str
 
     index = pd.period_range(pd.Period(start, freq), periods=length, freq=freq)
     features = [feature(index) for feature in time_features_from_frequency_str(freq)]
-    return np.stack(features, 1).astype(np.float32) if features else np.empty((length, 0), np.float32)
+    day = index.dayofyear.to_numpy()
+    day = np.where(day < 183, day, day - 365 - index.is_leap_year)  # 0 is 31 December
+    features += [np.exp(-((day - holiday) ** 2.0)) for holiday in (-6, 1)]
+    return np.stack(features, 1).astype(np.float32)
 
 
 def seasonality(freq: str) -> int:

@@ -106,6 +106,7 @@ FLAGS = {  # every flag, with its default, in the order of -h
         "embedding_size": option(
             {"points images audio": 128, "series": 64}, "of the positional embeddings", type=number(int, 2)
         ),
+        "dropout": option({"series": 0.1}, "share of the RNN's values hidden in training", type=number(float, 0, 1)),
         "time_embedding": option(
             "sinusoidal", "of t", choices=("sinusoidal", "fourier", "learnable", "linear", "zero")
         ),
@@ -538,7 +539,7 @@ def begin(config, data: Data, device: torch.device, saved: dict | None) -> Simpl
     """All that training changes, in one place, as it was `saved` in a checkpoint or new."""
     model, scheduler = build(config, data, device)
     run = SimpleNamespace(model=model, scheduler=scheduler, step=0, history=[])
-    run.average = copy.deepcopy(model).requires_grad_(False)  # of the weights; what samples are drawn with
+    run.average = copy.deepcopy(model).requires_grad_(False).eval()  # of the weights; what samples are drawn with
     run.optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, fused=True)
     run.generator = torch.Generator(device)
     if saved:
@@ -773,6 +774,7 @@ def reopen(path: str | Path, given: dict, device: torch.device | str = "cpu"):
     data = load_data(config) if "evaluate" in given else restore(saved["data"])
     model, scheduler = build(config, data, device)
     model.load_state_dict(saved["average"])
+    model.eval()
     if config.compile:
         model.compile()
     return model, scheduler, data, config

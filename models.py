@@ -189,9 +189,11 @@ class RNN(nn.Module):
         hidden_layers: int = 3,
         embedding_size: int = 64,
         time_embedding: str = "sinusoidal",
+        dropout: float = 0.1,
     ):
         super().__init__()
         self.stem = nn.Linear(inputs, hidden_size)
+        self.dropout = nn.Dropout(dropout)
         self.recurrent = nn.GRU(hidden_size, hidden_size, batch_first=True)
         self.denoiser = VectorDenoiser(
             shape[0],
@@ -204,11 +206,11 @@ class RNN(nn.Module):
 
     def encode(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(batch, time, inputs) to (batch, time, hidden_size), and the state to go on from."""
-        return self.recurrent(F.silu(self.stem(inputs)), state)
+        return self.recurrent(self.dropout(F.silu(self.stem(inputs))), state)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         hidden, _ = self.encode(cond)
-        return self.denoiser(x_t, t, hidden)
+        return self.denoiser(x_t, t, self.dropout(hidden))
 
 
 class VectorDenoiser(nn.Module):

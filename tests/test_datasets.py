@@ -151,6 +151,13 @@ def test_folder_decodes_once_and_again_when_a_file_or_the_size_changes(tmp_path,
     assert len(calls) == 17
 
 
+def test_a_folder_that_cannot_be_written_to_is_an_error(tmp_path, monkeypatch):
+    write_images(tmp_path, 5)
+    monkeypatch.setattr(datasets.os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(UsageError, match=r"--data_dir .*not writable"):
+        load("folder", tmp_path, image_size=16)
+
+
 def test_images_are_cropped_to_the_middle_and_laid_on_white(tmp_path):
     pixels = np.zeros((20, 60, 4), np.uint8)
     pixels[:, 20:40] = [255, 0, 0, 255]  # the middle square is red, the rest transparent black

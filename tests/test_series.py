@@ -159,7 +159,7 @@ def test_forecasting_reads_what_training_reads_and_goes_on_from_what_it_drew(fol
 
 def test_rnn_step_by_step_is_rnn_at_once():
     torch.manual_seed(0)
-    model = RNN((3,), 5, num_timesteps=10, hidden_size=8)
+    model = RNN((3,), 5, num_timesteps=10, hidden_size=8).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     x_t, t, inputs = torch.randn(2, 4, 3), torch.randint(1, 11, (2, 4)), torch.randn(2, 4, 5)
