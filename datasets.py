@@ -719,7 +719,7 @@ class Series(Data):
         super().__init__(*args, **facts)
         vars(self).update(self.statistics)
         self.lags = lags_of(self.freq)
-        self.level_lags = [lag for lag in self.lags[2:] if lag != self.difference] if self.difference else []
+        self.level_lags = [lag for lag in self.lags if lag > self.difference > 1]
         self.past_length = max(self.lags) + self.difference + self.context_length
         inputs = len(self.lags) + len(self.level_lags) + 1
         self.cond_size = len(self.names) * inputs + calendar(self.end, 1, self.freq).shape[1]
@@ -762,8 +762,8 @@ class Series(Data):
     def inputs(self, x, levels, scale: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """What the RNN reads (windows, time, cond_size), of `x(lag)` and `levels(lag)`, the values in units of `scale`.
 
-        Earlier changes; where the series stood a season and more ago, beside what the change is from; the scale over
-        the typical one; the calendar.
+        Earlier changes; where changes are over a season, how far it was seven seasons ago from what the change is from;
+        the scale over the typical one; the calendar.
         """
         import torch
 
@@ -877,16 +877,21 @@ class Series(Data):
 
         values = self.decode(x)
         values = values.reshape(-1, len(self.starts), *values.shape[1:])
-        dimensions = min(len(self.names), PANELS)
-        shown = [(window, i) for i in range(dimensions) for window in range(len(self.starts))[: PANELS // dimensions]]
+        panels = PANELS // 2 if paths else PANELS
+        dimensions = min(len(self.names), panels)
+        shown = [(window, i) for i in range(dimensions) for window in range(len(self.starts))[: panels // dimensions]]
         columns = 1 if len(shown) == 1 else 2
         rows = -(-len(shown) // columns)
-        figure = Figure(figsize=(5 * columns, 1 + 1.7 * rows), dpi=80, layout="constrained")
+        figure = Figure(figsize=(5 * columns, 0.8 + 1.7 * rows), dpi=80)
+        inches = {"left": 0.6, "right": 5 * columns - 0.2, "bottom": 0.7, "top": 1.7 * rows + 0.5}
+        width, height = figure.get_size_inches()
+        limits = {side: inch / (width if side in ("left", "right") else height) for side, inch in inches.items()}
+        figure.subplots_adjust(**limits, hspace=0.45, wspace=0.15)
         for number, (window, i) in enumerate(shown):
             axes = figure.add_subplot(rows, columns, number + 1)
             self.panel(axes, values[:, window, :, i], window, i, paths)
             axes.set_title(self.names[i], fontsize=9, loc="left")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
+        figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncols=5, fontsize=8)
         return figure
 
     def panel(self, axes, values: np.ndarray, window: int, i: int, paths: bool) -> None:
@@ -1026,7 +1031,7 @@ def calendar(start, length: int, freq: str) -> np.ndarray:
     features = [feature(index) for feature in time_features_from_frequency_str(freq)]
     day = index.dayofyear.to_numpy()
     day = np.where(day < 183, day, day - 365 - index.is_leap_year)  # 0 is 31 December
-    features += [np.exp(-((day - holiday) ** 2.0)) for holiday in (-6, 1)]
+    features += [np.exp(-((day - holiday) ** 2.0)) for holiday in (-6, -5, 1, 2)]  # and the days after
     return np.stack(features, 1).astype(np.float32)
 
 

@@ -106,7 +106,7 @@ FLAGS = {  # every flag, with its default, in the order of -h
         "embedding_size": option(
             {"points images audio": 128, "series": 64}, "of the positional embeddings", type=number(int, 2)
         ),
-        "dropout": option({"series": 0.1}, "share of the RNN's values hidden in training", type=number(float, 0, 1)),
+        "dropout": option({"series": 0.3}, "share of the RNN's values hidden in training", type=number(float, 0, 1)),
         "time_embedding": option(
             "sinusoidal", "of t", choices=("sinusoidal", "fourier", "learnable", "linear", "zero")
         ),
@@ -123,7 +123,7 @@ FLAGS = {  # every flag, with its default, in the order of -h
     },
     "training": {
         "epochs": option(
-            {"points": 400, "images audio series": 20}, "times through the data", "--num_epochs", type=count
+            {"points": 400, "images audio": 20, "series": 6}, "times through the data", "--num_epochs", type=count
         ),
         "train_batch_size": option(
             {"points": 1024, "images": 128, "audio series": 64}, "items a step, over all processes", type=count
@@ -131,7 +131,7 @@ FLAGS = {  # every flag, with its default, in the order of -h
         "learning_rate": option({"points": 2e-3, "images audio series": 1e-3}, "of AdamW", type=number(float, 0)),
         "ema_decay": option(0.999, "of the weights' moving average, reached gradually", type=number(float, 0, 1)),
         "save_every": option(
-            {"points": 40, "images audio": 1, "series": 5},
+            {"points": 40, "images audio series": 1},
             "epochs between kept checkpoints",
             "--save_images_step",
             type=count,

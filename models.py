@@ -189,7 +189,7 @@ class RNN(nn.Module):
         hidden_layers: int = 3,
         embedding_size: int = 64,
         time_embedding: str = "sinusoidal",
-        dropout: float = 0.1,
+        dropout: float = 0.3,
     ):
         super().__init__()
         self.stem = nn.Linear(inputs, hidden_size)
