@@ -721,8 +721,8 @@ class Series(Data):
         self.lags = lags_of(self.freq)
         self.level_lags = [lag for lag in self.lags if lag > self.difference > 1]
         self.past_length = max(self.lags) + self.difference + self.context_length
-        inputs = len(self.lags) + len(self.level_lags) + 1
-        self.cond_size = len(self.names) * inputs + calendar(self.end, 1, self.freq).shape[1]
+        self.cond_size = len(self.names) * (len(self.lags) + len(self.level_lags)) + 1
+        self.cond_size += calendar(self.end, 1, self.freq).shape[1]
         self.truth = self.known = None
         self.draws = self.prediction_length
         self.go_on_from(np.array([self.recent], np.float32), [self.end])
@@ -759,43 +759,49 @@ class Series(Data):
             scale = context.abs().nansum(1) / count
         return location, scale.maximum(typical / 2)
 
-    def inputs(self, x, levels, scale: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        """What the RNN reads (windows, time, cond_size), of `x(lag)` and `levels(lag)`, the values in units of `scale`.
+    def inputs(self, past: torch.Tensor, scale: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """What the RNN reads, (windows, time, cond_size): the past, how large the scale is for these series, the time.
 
-        Earlier changes; where changes are over a season, how far it was seven seasons ago from what the change is from;
-        the scale over the typical one; the calendar.
+        `past`, in units of `scale`, are earlier changes and, where these are over a season, how far the series stood
+        seven seasons ago from where the change begins.
         """
         import torch
 
-        parts = [x(lag) for lag in self.lags]
-        parts += [levels(lag) - levels(self.difference) for lag in self.level_lags]
-        relative = (scale / scale.new_tensor(self.typical)).log()[:, None].expand(-1, times.shape[1], -1)
-        return torch.cat([torch.cat(parts, 2).nan_to_num(0).clamp(-10, 10), relative, times], 2)
+        relative = (scale / scale.new_tensor(self.typical)).log().mean(1)[:, None, None].expand(-1, times.shape[1], 1)
+        return torch.cat([past.nan_to_num_(0).clamp_(-10, 10), relative, times], 2)
 
     def read(self, chosen, device):
-        """Yield (x_0, inputs, weight) for windows that begin at the chosen times: the context, then the forecast."""
+        """Yield (x_0, inputs, weight) for windows whose contexts begin at the chosen times.
+
+        Inputs are those of the context and the forecast, x_0 and weight of the forecast alone: the scale has not seen
+        it.
+        """
         import torch
 
-        padding = ((max(self.lags), 0), (0, 0))  # before the first value all are missing
-        values, moves = (
-            torch.from_numpy(np.pad(part, padding, constant_values=np.nan)).to(device)
-            for part in (self.items, changes(self.items[None], self.difference)[0])
-        )
+        def earlier(values, lag):
+            return np.concatenate([np.full_like(values[:lag], np.nan), values[: len(values) - lag]])
+
+        moves = changes(self.items[None], self.difference)[0]
+        past = [earlier(moves, lag) for lag in self.lags]
+        past += [earlier(self.items, lag) - earlier(self.items, self.difference) for lag in self.level_lags]
+        past, moves = (torch.from_numpy(part).to(device) for part in (np.concatenate(past, 1), moves))
         times = torch.from_numpy(calendar(self.begin, len(self.items), self.freq)).to(device)
         steps = torch.arange(self.context_length + self.prediction_length, device=device)
-        for index in chosen:
+        missing = bool(moves[self.difference :].isnan().any())
+
+        def window(index):
             now = torch.from_numpy(index).to(device)[:, None] + steps
-            location, scale = self.scaled_by(moves[max(self.lags) + now[:, : self.context_length]])
+            before, after, when = (
+                part.index_select(0, now.flatten()).unflatten(0, now.shape) for part in (past, moves, times)
+            )
+            location, scale = self.scaled_by(after[:, : self.context_length])
+            shift = torch.cat([location.repeat(1, len(self.lags)), 0 * location.repeat(1, len(self.level_lags))], 1)
+            scales = scale.repeat(1, len(self.lags) + len(self.level_lags))
+            inputs = self.inputs(before.sub_(shift[:, None]).div_(scales[:, None]), scale, when)
+            x_0 = (after[:, self.context_length :] - location[:, None]) / scale[:, None]
+            return x_0.nan_to_num(0), inputs, (~x_0.isnan()).float() if missing else None
 
-            def x(lag, now=now, location=location, scale=scale):
-                return (moves[max(self.lags) + now - lag] - location[:, None]) / scale[:, None]
-
-            def levels(lag, now=now, scale=scale):
-                return values[max(self.lags) + now - lag] / scale[:, None]
-
-            x_0 = x(0)
-            seen = ~x_0.isnan()
-            yield x_0.nan_to_num(0), self.inputs(x, levels, scale, times[now]), None if seen.all() else seen.float()
+        yield from map(window, chosen)
 
     def held_out(self, batch_size, number, device):
         """Yield the true values of the test windows, in turn."""
@@ -819,29 +825,27 @@ class Series(Data):
         """Paths, one step after the other: each is drawn from noise, then read by the RNN (Rasul et al. 2021)."""
         import torch
 
-        def inputs(x, levels, length, times):
-            """For the last `length` steps of `x` and `levels`."""
+        def inputs(now: int, length: int):
+            """For the `length` steps from `now` on."""
+            past = [x[:, now - lag : now - lag + length] for lag in self.lags]
+            base = levels[:, now - self.difference : now - self.difference + length]
+            past += [levels[:, now - lag : now - lag + length] - base for lag in self.level_lags]
+            return self.inputs(torch.cat(past, 2), scale, times[:, now - first : now - first + length])
 
-            def before(values, lag):
-                return values[:, values.shape[1] - length - lag : values.shape[1] - lag]
-
-            return self.inputs(lambda lag: before(x, lag), lambda lag: before(levels, lag), scale, times)
-
-        x, levels, scale = (part.to(cond.device) for part in (self.past_x, self.past_levels, self.scale))
-        times, context = self.times.to(cond.device), self.context_length
-        _, state = model.encode(inputs(x, levels, context, times[:, :context]))
-        x, levels, scale, times, state = x[cond], levels[cond], scale[cond], times[cond], state[:, cond]
-        shift = (self.location / self.scale).to(cond.device)[cond][:, None]
+        x, levels, scale, times = (p.to(cond.device) for p in (self.past_x, self.past_levels, self.scale, self.times))
+        shift = (self.location / self.scale).to(cond.device)[cond]
+        first, start = x.shape[1] - self.context_length, x.shape[1]
+        _, state = model.encode(inputs(first, self.context_length))
+        scale, times, state = scale[cond], times[cond], tuple(part[:, cond] for part in state)
+        x, levels = (torch.nn.functional.pad(part[cond], (0, 0, 0, self.prediction_length)) for part in (x, levels))
         films = []
-        for step in range(context, times.shape[1]):
-            x, levels = (torch.nn.functional.pad(values[:, 1:], (0, 0, 0, 1)) for values in (x, levels))
-            hidden, state = model.encode(inputs(x, levels, 1, times[:, step : step + 1]), state)
+        for now in range(start, start + self.prediction_length):
+            hidden, state = model.encode(inputs(now, 1), state)
             drawn, way = reverse(model.denoiser, (len(cond), 1, x.shape[2]), hidden)
-            x[:, -1:] = drawn
-            if self.difference:
-                levels[:, -1:] = levels[:, -1 - self.difference][:, None] + x[:, -1:] + shift
+            x[:, now] = drawn[:, 0]
+            levels[:, now] = levels[:, now - self.difference] + x[:, now] + shift
             films.append(way)
-        return x[:, -self.prediction_length :].cpu(), torch.cat(films, 2)
+        return x[:, start:].cpu(), torch.cat(films, 2)
 
     def decode(self, x):
         """Paths in the units of the data, (n, prediction_length, dimensions)."""
@@ -1043,8 +1047,8 @@ def seasonality(freq: str) -> int:
 
 
 def lags_of(freq: str) -> list[int]:
-    """How far back the RNN looks, in steps: one, two, a season, and seven, which makes a week of days."""
-    return sorted({1, 2, seasonality(freq), 7 * seasonality(freq)})
+    """How far back the RNN looks, in steps: one, a season, and seven, which makes a week of days."""
+    return sorted({1, seasonality(freq), 7 * seasonality(freq)})
 
 
 def series_of(name: str, train, test, ends: list[int], prediction_length: int, options) -> Series:

@@ -101,7 +101,7 @@ FLAGS = {  # every flag, with its default, in the order of -h
             {"points": 128, "images": 64, "audio": 32, "series": 64}, "width of the first layer", type=count
         ),
         "hidden_layers": option(
-            {"points": 3, "images audio": 1, "series": 3}, "layers, or blocks of each UNet stage", type=count
+            {"points": 3, "images audio": 1, "series": 2}, "layers, or blocks of each UNet stage", type=count
         ),
         "embedding_size": option(
             {"points images audio": 128, "series": 64}, "of the positional embeddings", type=number(int, 2)

@@ -175,8 +175,8 @@ class RNN(nn.Module):
     """A recurrent network reads the past, and its state conditions the denoiser of what comes next (TimeGrad, Rasul et
     al. 2021), for x_t (batch, time, dimensions) and t (batch, time).
 
-    cond: what is known before each step, (batch, time, inputs). To forecast, `encode` reads it step by step and
-    `denoiser` is called alone.
+    cond: what is known before each step, (batch, longer time, inputs); x_t are its last steps. To forecast, `encode`
+    reads it step by step and `denoiser` is called alone.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class RNN(nn.Module):
         *,
         num_timesteps: int,
         hidden_size: int = 64,
-        hidden_layers: int = 3,
+        hidden_layers: int = 2,
         embedding_size: int = 64,
         time_embedding: str = "sinusoidal",
         dropout: float = 0.3,
@@ -194,7 +194,7 @@ class RNN(nn.Module):
         super().__init__()
         self.stem = nn.Linear(inputs, hidden_size)
         self.dropout = nn.Dropout(dropout)
-        self.recurrent = nn.GRU(hidden_size, hidden_size, batch_first=True)
+        self.recurrent = nn.LSTM(hidden_size, hidden_size, batch_first=True)
         self.denoiser = VectorDenoiser(
             shape[0],
             hidden_size,
@@ -204,13 +204,13 @@ class RNN(nn.Module):
             embedding(time_embedding, embedding_size, scale=1000),
         )
 
-    def encode(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(batch, time, inputs) to (batch, time, hidden_size), and the state to go on from."""
-        return self.recurrent(self.dropout(F.silu(self.stem(inputs))), state)
+    def encode(self, inputs: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
+        """(batch, time, inputs) to (batch, time, hidden_size), and the state to go on from, tensors (1, batch, ·)."""
+        return self.recurrent(F.silu(self.stem(inputs)), state)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         hidden, _ = self.encode(cond)
-        return self.denoiser(x_t, t, self.dropout(hidden))
+        return self.denoiser(x_t, t, self.dropout(hidden[:, -x_t.shape[1] :]))
 
 
 class VectorDenoiser(nn.Module):

@@ -78,41 +78,41 @@ def test_decoding_undoes_encoding(folder, difference, scaling):
 def test_windows_are_scaled_by_their_context_alone(folder):
     data = load("series", folder, difference=1, context_length=10)
     (x_0, inputs, weight), *_ = data.read([np.array([50, 200])], "cpu")
-    assert x_0.shape == (2, 16, 3) and inputs.shape == (2, 16, data.cond_size) and weight is None
+    assert x_0.shape == (2, LENGTH, 3) and inputs.shape == (2, 16, data.cond_size) and weight is None
+    change = np.diff(data.items, axis=0, prepend=np.nan)
     for row, start in zip(x_0, (50, 200)):
-        change = np.diff(data.items, axis=0)[start - 1 : start + 15]
-        scale = np.maximum(np.abs(change[:10]).mean(0), np.array(data.typical) / 2)
-        np.testing.assert_allclose(row, change / scale, rtol=1e-4)
+        scale = np.maximum(np.abs(change[start : start + 10]).mean(0), np.array(data.typical) / 2)
+        np.testing.assert_allclose(row, change[start + 10 : start + 16] / scale, rtol=1e-4)
     data.scaling = "standard"
     (x_0, _, _), *_ = data.read([np.array([50])], "cpu")
-    torch.testing.assert_close(x_0[0, :10].mean(0), torch.zeros(3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(x_0[0, :10].std(0, correction=0), torch.ones(3))
+    context = change[50:60]
+    np.testing.assert_allclose(x_0[0], (change[60:66] - context.mean(0)) / context.std(0), rtol=1e-3)
 
 
-def test_inputs_know_the_past_and_nothing_else(folder):
-    data = load("series", folder)
-    start, now = 250, 8
+@pytest.mark.parametrize("difference", [0, 1, 24])
+def test_inputs_know_the_past_and_nothing_else(folder, difference):
+    data = load("series", folder, difference=difference)
+    assert data.lags == [1, 24, 168] and data.level_lags == ([168] if difference == 24 else [])
+    start, step = 250, 2  # of the forecast; the context comes before
+    now = data.context_length + step
     (x_0, inputs, _), *_ = data.read([np.array([start])], "cpu")
     data.items = data.items.copy()
-    data.items[start + now :] += 100
+    data.items[start + now :] += 1
     (changed, others, _), *_ = data.read([np.array([start])], "cpu")
-    assert now >= data.context_length  # or the scale would change
     torch.testing.assert_close(inputs[:, : now + 1], others[:, : now + 1])
     assert not torch.allclose(inputs[:, now + 1], others[:, now + 1]) and not torch.allclose(x_0, changed)
-    assert data.lags == [1, 2, 24, 168]
-    for i, lag in enumerate((1, 2)):
-        torch.testing.assert_close(inputs[0, 7:, 3 * i : 3 * i + 3], x_0[0, 7 - lag : -lag])
+    torch.testing.assert_close(others[0, data.context_length + 1 :, :3], changed[0, :-1])  # lag 1
 
 
 def test_missing_values_count_neither_in_the_loss_nor_in_the_scale(tmp_path):
     values = waves()
-    values[100:104, 1] = np.nan
+    values[100:108, 1] = np.nan
     data = load("series", write_gluonts(tmp_path / "gap", values), difference=0, context_length=10)
     (x_0, inputs, weight), *_ = data.read([np.array([95])], "cpu")
-    assert weight[0, 5:9, 1].sum() == 0 and weight.sum() == weight.numel() - 4
+    assert weight[0, :3, 1].sum() == 0 and weight.sum() == weight.numel() - 3
     assert inputs.isfinite().all() and x_0.isfinite().all()
-    seen = np.abs(np.delete(values[95:105, 1], range(5, 9)))
-    assert x_0[0, 0, 1] == pytest.approx(values[95, 1] / seen.mean(), rel=1e-5)
+    seen = np.abs(values[95:100, 1]).mean()
+    assert x_0[0, 3, 1] == pytest.approx(values[108, 1] / seen, rel=1e-5)
     scheduler, losses = ddpm.NoiseScheduler(10, prediction_type="sample"), []
     for fill in (0, 1e3):
         x = torch.where(weight > 0, x_0, torch.tensor(float(fill)))
@@ -132,9 +132,9 @@ class Recorder:
 
     def encode(self, inputs, state=None):
         self.read.append(inputs)
-        before = 0 if state is None else state[0, :, :1]
-        state = torch.as_tensor(before) + torch.ones(1, len(inputs), 1) * inputs.shape[1]
-        return state.transpose(0, 1), state
+        (seen,) = state or (torch.zeros(1, len(inputs), 1),)
+        seen = seen + inputs.shape[1]
+        return seen.transpose(0, 1), (seen,)
 
 
 def test_forecasting_reads_what_training_reads_and_goes_on_from_what_it_drew(folder):
@@ -165,6 +165,7 @@ def test_rnn_step_by_step_is_rnn_at_once():
     x_t, t, inputs = torch.randn(2, 4, 3), torch.randint(1, 11, (2, 4)), torch.randn(2, 4, 5)
     whole, state = model(x_t, t, inputs), None
     assert whole.shape == x_t.shape
+    torch.testing.assert_close(model(x_t[:, 2:], t[:, 2:], inputs), whole[:, 2:])  # a forecast after its context
     for step in range(4):
         hidden, state = model.encode(inputs[:, step : step + 1], state)
         part = model.denoiser(x_t[:, step : step + 1], t[:, step : step + 1], hidden)
@@ -355,7 +356,7 @@ def test_rows_that_are_missing_are_missing_values(tmp_path, capsys):
     data = load("series", csv, freq="h", prediction_length=LENGTH, difference=1)
     assert "3 of 400 rows are missing, the first 2024-01-01 05:00" in capsys.readouterr().out
     assert np.isnan(data.items[[5, 9, 50]]).all() and np.isnan(data.items).sum() == 9
-    weights = torch.cat([weight for _, _, weight in data.read([np.arange(1, 60)], "cpu")])
+    weights = torch.cat([weight for _, _, weight in data.read([np.arange(20, 60)], "cpu")])
     assert (weights == 0).any() and weights.max() == 1
 
 
