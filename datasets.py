@@ -526,7 +526,7 @@ class Spectrograms(Pixels):
         return grid(in_colour(self.decode(x)))
 
     def save(self, x, folder, cond=None):
-        """Also as sound, audio/WORD_NUMBER.wav; samples.png shows the first with their waveforms."""
+        """Also as sound, audio/WORD_NUMBER.wav, with its picture; samples.png shows the first with their waveforms."""
         import imageio.v3 as imageio
         import soundfile
 
@@ -538,9 +538,10 @@ class Spectrograms(Pixels):
         tiles, first = [], range(0, len(x), VOCODED)
         for i in tqdm(first, "vocoding", unit_scale=VOCODED, unit=" clips", leave=False, disable=None):
             waves = vocode(levels[i : i + VOCODED])
+            tiles += labelled_tiles(levels[i : i + VOCODED], waves, words[i:])
             for j, wave in enumerate(waves, start=i):
                 soundfile.write(audio / f"{words[j]}_{j:03d}.wav", wave, SAMPLE_RATE)
-            tiles += labelled_tiles(levels[i : i + VOCODED], waves, words[i:]) if len(tiles) < HEARD else []
+                imageio.imwrite(audio / f"{words[j]}_{j:03d}.png", tiles[j])
         imageio.imwrite(folder / "samples.png", grid(np.stack(tiles[:HEARD])))
 
 
@@ -938,7 +939,7 @@ class Series(Data):
         paths = paths.reshape(-1, len(self.starts), *paths.shape[1:])
         figures = {"paths": len(paths), "windows": len(self.starts)} | self.evaluate(paths)
         for name, others in (("seasonal_naive", self.last_season()), ("random_walk", self.random_walk(len(paths)))):
-            figures |= {f"{name}_{figure}": value for figure, value in self.evaluate(others).items()}
+            figures[name] = self.evaluate(others)
         return figures
 
     def evaluate(self, paths: np.ndarray) -> dict:
@@ -1036,6 +1037,7 @@ def calendar(start, length: int, freq: str) -> np.ndarray:
     day = index.dayofyear.to_numpy()
     day = np.where(day < 183, day, day - 365 - index.is_leap_year)  # 0 is 31 December
     features += [np.exp(-((day - holiday) ** 2.0)) for holiday in (-6, -5, 1, 2)]  # and the days after
+    features.append(np.exp(-((day + 2) ** 2.0) / 12))  # the days between
     return np.stack(features, 1).astype(np.float32)
 
 

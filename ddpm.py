@@ -10,6 +10,7 @@ From top to bottom: arguments, `NoiseScheduler`, the reverse process, training, 
 """
 
 import argparse
+import base64
 import copy
 import csv
 import inspect
@@ -18,6 +19,7 @@ import json
 import math
 import os
 import pickle
+import shlex
 import shutil
 import sys
 import time
@@ -28,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 import datasets
-from datasets import DATASETS, Data, UsageError, entry, load, restore
+from datasets import DATASETS, STATIC, Data, UsageError, entry, load, restore
 
 EXPERIMENTS = Path("exps")
 LABEL_DROPOUT = 0.1  # how often training hides the class, for classifier-free guidance (Ho & Salimans 2022)
@@ -37,6 +39,7 @@ WARMUP_STEPS = 200  # of the learning rate, linearly from zero
 GRADIENT_CLIP = 1.0  # the largest norm of a gradient
 FRAMES = 40  # of a GIF
 SAMPLING_STEPS = 30  # of ddim and dpm++, unless a flag says otherwise
+PLAYERS = 40  # of sounds at most in a report
 BOUND_CALLS = 1000  # network calls for the variational bound after training; --evaluate takes ten times as many
 
 
@@ -708,6 +711,66 @@ def draw_and_score(model, scheduler, data: Data, config, folder: Path, bound_cal
     return metrics
 
 
+def command_line(flags: dict) -> str:
+    """The command that gives these flags."""
+    words = ["python", "ddpm.py"]
+    for flag, value in flags.items():
+        values = [] if value is True else value if isinstance(value, list) else [value]
+        words += [f"--{flag}", *map(str, values)]
+    return shlex.join(words)
+
+
+def flags_of(config) -> dict:
+    """The flags that make `config` out of the defaults."""
+    flags = {"dataset": config.dataset}
+    for flag, value in vars(config).items():  # in order: a default may depend on the flags before it
+        if vars(resolve(flags))[flag] != value:
+            flags[flag] = value
+    return flags
+
+
+def shown(value) -> str:
+    """A figure or a setting for people."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {shown(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return " ".join(map(shown, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def embedded(path: Path, kind: str) -> str:
+    """A file as a URL that holds all of it."""
+    return f"data:{kind}/{path.suffix[1:]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def write_report(folder: Path, flags: dict, config, metrics: dict) -> None:
+    """report.html: all that a run has left in `folder`, on one page that needs nothing else."""
+    import jinja2
+
+    captions = {
+        "reverse.gif": "reverse process: samples out of noise",
+        "samples.png": "samples",
+        "forecast.png": "forecasts, with intervals of 50% and 90%",
+        "forward.gif": "forward process: data into noise",
+        "training.gif": "samples after each kept checkpoint",
+        "loss.png": "training loss",
+    }
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page.filters["figure"] = shown
+    sounds = sorted(folder.glob("audio/*.wav"), key=lambda path: path.stem.split("_")[-1])[:PLAYERS]
+    pictures = [path for path in map(folder.joinpath, captions) if path.exists()]
+    text = page.from_string((STATIC / "report.html").read_text()).render(
+        title=config.experiment_name,
+        command=command_line(flags),
+        metrics=metrics,
+        columns=[name for name, figures in metrics.items() if isinstance(figures, dict)],
+        players=[(path.stem, embedded(path.with_suffix(".png"), "image"), embedded(path, "audio")) for path in sounds],
+        pictures=[(captions[path.name], embedded(path, "image")) for path in pictures],
+        config=vars(config),
+    )
+    (folder / "report.html").write_text(text)
+
+
 def experiment_folder(given: dict) -> Path:
     """The folder of the results, right below `EXPERIMENTS`. Raises UsageError."""
     name = given.get("experiment_name") or f"{given.get('dataset', DEFAULTS['dataset'])}_base".replace(":", "_")
@@ -761,7 +824,9 @@ def from_scratch_or_resumed(given: dict, device: torch.device) -> tuple[Path, di
     write_gif(folder / "forward.gif", map(data.draw, forward_process(run.scheduler, data, config.seed)))
     kept = sorted((folder / "checkpoints").glob("epoch_*.pt"))
     write_gif(folder / "training.gif", (data.draw(load_checkpoint(path)["samples"]) for path in kept))
-    return folder, draw_and_score(run.average, run.scheduler, data, config, folder, BOUND_CALLS)
+    metrics = draw_and_score(run.average, run.scheduler, data, config, folder, BOUND_CALLS)
+    write_report(folder, flags_of(config), config, metrics)
+    return folder, metrics
 
 
 def reopen(path: str | Path, given: dict, device: torch.device | str = "cpu"):
@@ -797,7 +862,9 @@ def from_checkpoint(given: dict, device: torch.device) -> tuple[Path, dict]:
     folder = path.parent / "samples" / "_".join(str(part).replace("/", "-") for part in settings if part)
     folder.mkdir(parents=True, exist_ok=True)
     calls = 10 * BOUND_CALLS if "evaluate" in given else 0
-    return folder, draw_and_score(model, scheduler, data, config, folder, calls)
+    metrics = draw_and_score(model, scheduler, data, config, folder, calls)
+    write_report(folder, given, config, metrics)
+    return folder, metrics
 
 
 def choose_device(name: str) -> torch.device:
@@ -830,7 +897,7 @@ def main(given: dict) -> int:
         return 130
     if process()[0] == 0:
         for name, value in metrics.items():
-            print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+            print(f"{name}: {shown(value)}")
         print(f"results: {folder}")
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -216,7 +216,8 @@ def test_samples_are_sounds_named_by_word(spoken, tmp_path):
     x = data.encode(torch.randint(0, 256, (12, BANDS, FRAMES, 1), dtype=torch.uint8))
     data.save(x, tmp_path, data.condition(range(12), None, "cpu"))
     data.save(x[:2], tmp_path, data.condition(range(2), "seven", "cpu"))
-    assert sorted(path.name for path in (tmp_path / "audio").iterdir()) == ["seven_000.wav", "seven_001.wav"]
+    names = sorted(path.name for path in (tmp_path / "audio").iterdir())
+    assert names == ["seven_000.png", "seven_000.wav", "seven_001.png", "seven_001.wav"]
     info = soundfile.info(tmp_path / "audio" / "seven_001.wav")
     assert (info.samplerate, info.frames, info.channels, info.subtype) == (SAMPLE_RATE, SAMPLE_RATE, 1, "PCM_16")
     wave, _ = soundfile.read(tmp_path / "audio" / "seven_001.wav", dtype="float32")
