@@ -1,9 +1,10 @@
-"""Denoising diffusion probabilistic models (Ho et al. 2020), of points and of images.
+"""Denoising diffusion probabilistic models (Ho et al. 2020) of points, images, sounds and time series.
 
     python ddpm.py                                                          a dinosaur of 2D points, in half a minute
     python ddpm.py --dataset mnist --epochs 20 --experiment_name mnist_base
     python ddpm.py --sample exps/mnist_base/checkpoint.pt --label 7 --guidance 2
     python ddpm.py --dataset mnist --experiment_name mnist_base --resume --epochs 40
+    python ddpm.py --dataset exchange-rate                                  forecasts with intervals
     torchrun --nproc-per-node=4 ddpm.py --dataset faces
 
 From top to bottom: arguments, `NoiseScheduler`, the reverse process, training, checkpoints, what is left in `exps/`.
