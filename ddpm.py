@@ -548,7 +548,7 @@ def begin(config, data: Data, device: torch.device, saved: dict | None) -> Simpl
     run.generator = torch.Generator(device)
     if saved:
         for part in ("model", "average", "optimizer"):
-            getattr(run, part).load_state_dict(saved[part])
+            load_part(getattr(run, part), saved[part])
         run.step, run.history = saved["step"], saved["history"]
     if config.compile:
         model.compile()
@@ -653,6 +653,14 @@ def load_checkpoint(path: Path) -> dict:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
         raise UsageError(f"{path}: not a checkpoint of this program, or a damaged one; choose another") from error
     return state
+
+
+def load_part(part, state: dict) -> None:
+    """Give a denoiser or an optimizer the state out of a checkpoint. Raises UsageError."""
+    try:
+        part.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError("the checkpoint is of another version of this program; train anew") from error
 
 
 def write_log(history: list[dict], folder: Path) -> None:
@@ -839,7 +847,7 @@ def reopen(path: str | Path, given: dict, device: torch.device | str = "cpu"):
     config = resolve(given, saved["config"])
     data = load_data(config) if "evaluate" in given else restore(saved["data"])
     model, scheduler = build(config, data, device)
-    model.load_state_dict(saved["average"])
+    load_part(model, saved["average"])
     model.eval()
     if config.compile:
         model.compile()

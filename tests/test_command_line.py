@@ -149,6 +149,17 @@ def test_what_training_has_fixed_cannot_be_changed_after_it(ddpm_command):
     assert done.returncode == 2 and "--epochs" in done.stderr
 
 
+def test_a_checkpoint_of_another_architecture_is_an_error_of_one_line(ddpm_command):
+    assert ddpm_command(*POINTS, "--experiment_name", "a").returncode == 0
+    saved = torch.load("exps/a/checkpoint.pt", weights_only=True)
+    for part in ("model", "average"):
+        saved[part].popitem()
+    torch.save(saved, "exps/a/checkpoint.pt")
+    for action in (["--sample", "exps/a/checkpoint.pt"], ["--resume", "--experiment_name", "a"]):
+        done = ddpm_command(*action)
+        assert done.returncode == 2 and "another version" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(ddpm_command, tmp_path):
     assert ddpm_command(*POINTS, "--experiment_name", "a").returncode == 0
     checkpoint = tmp_path / "exps" / "a" / "checkpoint.pt"
