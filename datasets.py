@@ -796,9 +796,10 @@ class Series(Data):
                 part.index_select(0, now.flatten()).unflatten(0, now.shape) for part in (past, moves, times)
             )
             location, scale = self.scaled_by(after[:, : self.context_length])
-            shift = torch.cat([location.repeat(1, len(self.lags)), 0 * location.repeat(1, len(self.level_lags))], 1)
+            if self.scaling == "standard":  # else 0
+                before[..., : len(self.lags) * location.shape[1]].sub_(location.repeat(1, len(self.lags))[:, None])
             scales = scale.repeat(1, len(self.lags) + len(self.level_lags))
-            inputs = self.inputs(before.sub_(shift[:, None]).div_(scales[:, None]), scale, when)
+            inputs = self.inputs(before.div_(scales[:, None]), scale, when)
             x_0 = (after[:, self.context_length :] - location[:, None]) / scale[:, None]
             return x_0.nan_to_num(0), inputs, (~x_0.isnan()).float() if missing else None
 
