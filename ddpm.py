@@ -768,7 +768,7 @@ def write_report(folder: Path, flags: dict, config, metrics: dict) -> None:
     page.filters["figure"] = shown
     sounds = sorted(folder.glob("audio/*.wav"), key=lambda path: path.stem.split("_")[-1])[:PLAYERS]
     pictures = [path for path in map(folder.joinpath, captions) if path.exists()]
-    text = page.from_string((STATIC / "report.html").read_text()).render(
+    text = page.from_string((STATIC / "report.html").read_text("utf-8")).render(
         title=config.experiment_name,
         command=command_line(flags),
         metrics=metrics,
@@ -777,7 +777,7 @@ def write_report(folder: Path, flags: dict, config, metrics: dict) -> None:
         pictures=[(captions[path.name], embedded(path, "image")) for path in pictures],
         config=vars(config),
     )
-    (folder / "report.html").write_text(text)
+    (folder / "report.html").write_text(text, "utf-8")
 
 
 def experiment_folder(given: dict) -> Path:
