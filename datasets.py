@@ -171,6 +171,15 @@ def read_ahead(read, requests, depth: int = 4):
             yield pending.popleft().result()
 
 
+def in_pixels(figure) -> np.ndarray:
+    """A figure of matplotlib's as a picture, (height, width, 3) uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 class Points(Data):
     """Points in the plane. Model space: standardised, each coordinate by itself."""
 
@@ -190,19 +199,16 @@ class Points(Data):
         return x * np.float32(self.statistics["std"]) + np.float32(self.statistics["mean"])
 
     def draw(self, x):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         points, (low, high) = self.decode(x), np.array(self.statistics["limits"])
         figure = Figure(figsize=(4, 4), dpi=100)
-        canvas = FigureCanvasAgg(figure)
         axes = figure.add_axes((0, 0, 1, 1))
         middle, reach = (low + high) / 2, 0.65 * (high - low).max()
         axes.set(xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach))
         axes.set_axis_off()
         axes.plot(*points.T, ".", markersize=4, markeredgewidth=0, color="#2b5c8a", alpha=0.7)
-        canvas.draw()
-        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+        return in_pixels(figure)
 
     def score(self, x, thorough=False):
         """Sliced Wasserstein distance to true samples of the same size, and the same between two true samples."""
@@ -721,7 +727,7 @@ class Series(Data):
         vars(self).update(self.statistics)
         self.lags = lags_of(self.freq)
         self.level_lags = [lag for lag in self.lags if lag > self.difference > 1]
-        self.past_length = max(self.lags) + self.difference + self.context_length
+        self.past_length = reach_of(self.freq, self.difference, self.context_length)
         self.cond_size = len(self.names) * (len(self.lags) + len(self.level_lags)) + 1
         self.cond_size += calendar(self.end, 1, self.freq).shape[1]
         self.truth = self.known = None
@@ -737,7 +743,8 @@ class Series(Data):
         past_changes = torch.from_numpy(changes(pasts, self.difference))[:, self.difference :]
         self.location, self.scale = self.scaled_by(past_changes[:, -self.context_length :])
         self.past_x = (past_changes - self.location[:, None]) / self.scale[:, None]
-        levels = torch.from_numpy(np.stack([last_seen(past) for past in pasts]))[:, self.difference :]
+        self.seen = np.stack([last_seen(past) for past in pasts])
+        levels = torch.from_numpy(self.seen)[:, self.difference :]
         self.past_levels = (levels - levels[:, -1:]) / self.scale[:, None]
         length = self.context_length + self.prediction_length
         times = [calendar(start - self.context_length, length, self.freq) for start in self.starts]
@@ -854,24 +861,21 @@ class Series(Data):
         rows = np.arange(len(x)) % len(self.starts)
         steps = (x.cpu() * self.scale[rows][:, None] + self.location[rows][:, None]).numpy()
         if self.difference:
-            bases = np.stack([last_seen(past) for past in self.pasts])[rows, -self.difference :]
-            steps = np.concatenate([bases, steps], 1)
+            steps = np.concatenate([self.seen[rows, -self.difference :], steps], 1)
             for t in range(self.difference, steps.shape[1]):
                 steps[:, t] += steps[:, t - self.difference]
         return steps[:, -self.prediction_length :]
 
-    def draw(self, x):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    def by_window(self, x) -> np.ndarray:
+        """`decode`, as (paths, windows, prediction_length, dimensions)."""
+        return self.decode(x).reshape(-1, len(self.starts), self.prediction_length, len(self.names))
 
-        figure = self.picture(x, paths=True)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    def draw(self, x):
+        return in_pixels(self.picture(x, paths=True))
 
     def save(self, x, folder, cond=None):
         """samples.npy, (paths, windows, prediction_length, dimensions), and forecast.png."""
-        paths = self.decode(x)
-        np.save(folder / "samples.npy", paths.reshape(-1, len(self.starts), *paths.shape[1:]))
+        np.save(folder / "samples.npy", self.by_window(x))
         self.picture(x, paths=False).savefig(folder / "forecast.png", dpi=110)
 
     def picture(self, x, paths: bool):
@@ -881,8 +885,7 @@ class Series(Data):
         """
         from matplotlib.figure import Figure
 
-        values = self.decode(x)
-        values = values.reshape(-1, len(self.starts), *values.shape[1:])
+        values = self.by_window(x)
         panels = PANELS // 2 if paths else PANELS
         dimensions = min(len(self.names), panels)
         shown = [(window, i) for i in range(dimensions) for window in range(len(self.starts))[: panels // dimensions]]
@@ -936,8 +939,7 @@ class Series(Data):
 
     def score(self, x, thorough=False):
         """GluonTS's scores on the test windows; beside each that of two forecasts that learn nothing."""
-        paths = self.decode(x)
-        paths = paths.reshape(-1, len(self.starts), *paths.shape[1:])
+        paths = self.by_window(x)
         figures = {"paths": len(paths), "windows": len(self.starts)} | self.evaluate(paths)
         for name, others in (("seasonal_naive", self.last_season()), ("random_walk", self.random_walk(len(paths)))):
             figures[name] = self.evaluate(others)
@@ -965,15 +967,14 @@ class Series(Data):
 
     def last_season(self) -> np.ndarray:
         """The seasonal-naive forecast: the last season over and over."""
-        season = np.stack([last_seen(past) for past in self.pasts])[:, -seasonality(self.freq) :]
+        season = self.seen[:, -seasonality(self.freq) :]
         return season[None][:, :, np.arange(self.prediction_length) % season.shape[1]]
 
     def random_walk(self, number: int) -> np.ndarray:
         """Paths whose changes over `difference` steps (1 where that is 0) are drawn from those of the training data."""
         generator, difference = np.random.default_rng(0), self.difference or 1
-        values = changes(self.items[None], difference)[0, difference:]
-        values = np.nan_to_num(values)
-        paths = [np.stack([last_seen(past) for past in self.pasts])[None, :, -difference:].repeat(number, 0)]
+        values = np.nan_to_num(changes(self.items[None], difference)[0, difference:])
+        paths = [self.seen[None, :, -difference:].repeat(number, 0)]
         for _ in range(0, self.prediction_length, difference):
             first = generator.integers(len(values) - difference + 1, size=(number, len(self.starts), 1))
             paths.append(paths[-1] + values[first + np.arange(difference)])
@@ -1004,8 +1005,7 @@ def predictor(data: Series, draw):
                 starts.append(entry["start"] + len(target))
                 names.append(entry.get("item_id"))
             data.go_on_from(np.stack(pasts), starts)
-            paths = data.decode(draw(num_samples * len(starts)))
-            forecasts = data.forecasts(paths.reshape(num_samples, len(starts), *paths.shape[1:]))
+            forecasts = data.forecasts(data.by_window(draw(num_samples * len(starts))))
             for forecast, forecast.item_id in zip(forecasts, names):
                 yield forecast
 
@@ -1037,8 +1037,8 @@ def calendar(start, length: int, freq: str) -> np.ndarray:
     features = [feature(index) for feature in time_features_from_frequency_str(freq)]
     day = index.dayofyear.to_numpy()
     day = np.where(day < 183, day, day - 365 - index.is_leap_year)  # 0 is 31 December
-    features += [np.exp(-((day - holiday) ** 2.0)) for holiday in (-6, -5, 1, 2)]  # and the days after
-    features.append(np.exp(-((day + 2) ** 2.0) / 12))  # the days between
+    near = ((-6, 1), (-5, 1), (1, 1), (2, 1), (-2, 12))  # the holidays, the days after, and all between
+    features += [np.exp(-((day - middle) ** 2.0) / width) for middle, width in near]
     return np.stack(features, 1).astype(np.float32)
 
 
@@ -1052,6 +1052,11 @@ def seasonality(freq: str) -> int:
 def lags_of(freq: str) -> list[int]:
     """How far back the RNN looks, in steps: one, a season, and seven, which makes a week of days."""
     return sorted({1, seasonality(freq), 7 * seasonality(freq)})
+
+
+def reach_of(freq: str, difference: int, context_length: int) -> int:
+    """How many steps before a forecast it depends on."""
+    return max(lags_of(freq)) + difference + context_length
 
 
 def series_of(name: str, train, test, ends: list[int], prediction_length: int, options) -> Series:
@@ -1079,7 +1084,7 @@ def series_of(name: str, train, test, ends: list[int], prediction_length: int, o
     largest = np.nanmax(np.abs(items), 0)
     least = 1e-6 * np.where(largest > 0, largest, 1)  # for what never changes
     typical = np.fmax(np.nanmean(squares, 0) ** 0.5, least)
-    past_length = max(lags_of(freq)) + difference + context_length
+    past_length = reach_of(freq, difference, context_length)
     padded = np.pad(known, ((past_length, 0), (0, 0)), constant_values=np.nan)
     recent = [[None if np.isnan(value) else value for value in row] for row in padded[-past_length:].tolist()]
     facts = {"freq": freq, "names": names, "prediction_length": prediction_length, "context_length": context_length}
