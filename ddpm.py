@@ -11,180 +11,107 @@ From top to bottom: arguments, `NoiseScheduler`, the reverse process, training, 
 """
 
 import argparse
-import base64
-import copy
-import csv
-import inspect
-import itertools
-import json
+import ast
 import math
-import os
-import pickle
-import shlex
-import shutil
 import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
-
-import numpy as np
-from tqdm import tqdm
-
-import datasets
-from datasets import DATASETS, STATIC, Data, UsageError, entry, load, restore
-
-EXPERIMENTS = Path("exps")
-LABEL_DROPOUT = 0.1  # how often training hides the class, for classifier-free guidance (Ho & Salimans 2022)
-LABEL_GUIDANCE = 2.0  # who asks for a class wants it clear
-WARMUP_STEPS = 200  # of the learning rate, linearly from zero
-GRADIENT_CLIP = 1.0  # the largest norm of a gradient
-FRAMES = 34  # of a GIF: one of colour photographs stays below 2 MB
-SAMPLING_STEPS = 30  # of ddim and dpm++, unless a flag says otherwise
-PLAYERS = 40  # of sounds at most in a report
-BOUND_CALLS = 1000  # network calls for the variational bound after training; --evaluate takes ten times as many
 
 
-def number(kind, low, high=math.inf):
-    """An argparse type: a number of `kind` (int or float) between `low` and `high`."""
+def number_in(kind, low, high=math.inf) -> dict:
+    """Settings of an argument that is a number of `kind`, int or float, between `low` and `high`."""
 
     def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
+        value = kind(text)
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(
-                f"{text} is not {'a whole number' if kind is int else 'a number'} in [{low}, {high}]"
-            )
+            raise argparse.ArgumentTypeError(f"{text} is not in [{low}, {high}]")
         return value
 
-    return parse
+    parse.__name__ = "whole number" if kind is int else "number"  # for argparse's messages
+    return {"type": parse, "metavar": "N"}
 
 
-def option(default, text: str, *names: str, **settings) -> dict:
-    """A row of `FLAGS`. `default` may be a dictionary by modalities: the flag then serves these modalities alone."""
+def option(default, text: str, **settings) -> dict:
+    """A row of `FLAGS`, with argparse's settings. Where `default` is a dictionary, the flag serves these modalities."""
     if isinstance(default, dict):
         default = {modality: value for modalities, value in default.items() for modality in modalities.split()}
-    return {"default": default, "help": text, "names": names, "settings": settings}
+    return {"default": default, "help": text, "settings": settings}
 
 
-def dataset(text: str) -> str:
-    """An argparse type: the name of a data set."""
-    if text not in DATASETS and not text.startswith("gluonts:"):
-        raise argparse.ArgumentTypeError(f"{text}: choose among {', '.join(DATASETS)}, gluonts:NAME")
-    return text
+def dataset_names() -> str:
+    """The names in `datasets.DATASETS`, read from the source: -h cannot wait for what datasets.py imports."""
+    source = ast.parse(Path(__file__).with_name("datasets.py").read_text("utf-8"))
+    tables = [node.value for node in source.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)]
+    return ", ".join(key.value for key in tables[-1].keys)
 
 
-count = number(int, 1)
-FLAGS = {  # every flag, with its default, in the order of -h
+natural, count, several = (number_in(int, low) for low in (0, 1, 2))
+positive, share = number_in(float, 0), number_in(float, 0, 1)
+EMBEDDINGS = ("sinusoidal", "fourier", "learnable", "linear")
+FLAGS = {  # every flag, with its default, in the order of -h; where it is None, the text says what that stands for
     "data": {
-        "dataset": option("dino", f"{', '.join(DATASETS)}, or gluonts:NAME", type=dataset, metavar="NAME"),
-        "data_dir": option(
-            "data", "where data sets are read from or downloaded to; with `folder` and `sounds`, your own"
-        ),
-        "limit": option(None, "train on the first N items alone", type=count),
-        "image_size": option({"images": None}, "side of the images (default: grey as they are, RGB 64)", type=count),
-        "prediction_length": option({"series": None}, "steps to forecast (default: the data set's own)", type=count),
-        "context_length": option({"series": None}, "steps read before (default: as many as forecast)", type=count),
-        "freq": option({"series": None}, "of a CSV's rows: h, 30min, D, B, W, M (default: as they lie)", metavar="F"),
-        "difference": option(
-            {"series": None}, "forecast changes over N steps, 0: values (default: a season, or 1)", type=number(int, 0)
-        ),
-        "scaling": option({"series": "mean"}, "of a window by its context", choices=("mean", "standard")),
-        "words": option({"audio": None}, "to speak (default: the digits; of `sounds`, all)", metavar="W", nargs="+"),
+        "dataset": option("dino", "data set: {names}, or gluonts:NAME", metavar="NAME"),
+        "data_dir": option("data", "folder of downloaded data sets, or of your own data", metavar="PATH"),
+        "limit": option(None, "number of training items (default: all)", **count),
+        "image_size": option({"images": None}, "side of the images (default: 64 if RGB, else as it is)", **count),
+        "prediction_length": option({"series": None}, "steps to forecast (default: the data set's own)", **count),
+        "context_length": option({"series": None}, "steps read before a forecast (default: as many)", **count),
+        "freq": option({"series": None}, "time between rows: h, 30min, D, B, W, M (default: as read)", metavar="FREQ"),
+        "difference": option({"series": None}, "steps a change is over; 0: none (default: 1 or a season)", **natural),
+        "scaling": option({"series": "mean"}, "scaling of a window by its context", choices=("mean", "standard")),
+        "words": option({"audio": None}, "words to learn (default: digits; sounds: all)", metavar="WORD", nargs="+"),
     },
     "diffusion": {
-        "num_timesteps": option(
-            {"points": 200, "images audio": 1000, "series": 100}, "length T of the chain", type=number(int, 2)
-        ),
-        "beta_schedule": option("cosine", "how noise comes in", choices=("linear", "quadratic", "cosine", "sigmoid")),
-        "prediction_type": option("v", "what the denoiser predicts", choices=("epsilon", "v", "sample")),
+        "num_timesteps": option({"points": 200, "images audio": 1000, "series": 100}, "length of the chain", **several),
+        "beta_schedule": option("cosine", "noise schedule", choices=("linear", "quadratic", "cosine", "sigmoid")),
+        "prediction_type": option("v", "prediction of the denoiser", choices=("epsilon", "v", "sample")),
     },
     "denoiser": {
-        "hidden_size": option(
-            {"points": 128, "images": 64, "audio": 32, "series": 64}, "width of the first layer", type=count
-        ),
-        "hidden_layers": option(
-            {"points": 3, "images audio": 1, "series": 2}, "layers, or blocks of each UNet stage", type=count
-        ),
-        "embedding_size": option(
-            {"points images audio": 128, "series": 64}, "of the positional embeddings", type=number(int, 2)
-        ),
-        "dropout": option({"series": 0.3}, "share of the RNN's values hidden in training", type=number(float, 0, 1)),
-        "time_embedding": option(
-            "sinusoidal", "of t", choices=("sinusoidal", "fourier", "learnable", "linear", "zero")
-        ),
-        "input_embedding": option(
-            {"points": "sinusoidal"}, "of x_t", choices=("sinusoidal", "fourier", "learnable", "linear", "identity")
-        ),
+        "hidden_size": option({"points": 128, "images series": 64, "audio": 32}, "width of the first layer", **count),
+        "hidden_layers": option({"points": 3, "images audio": 1, "series": 2}, "layers, or blocks of a stage", **count),
+        "embedding_size": option({"points images audio": 128, "series": 64}, "size of the embeddings", **several),
+        "dropout": option({"series": 0.3}, "share of the RNN's outputs dropped in training", **share),
+        "time_embedding": option("sinusoidal", "embedding of t", choices=(*EMBEDDINGS, "zero")),
+        "input_embedding": option({"points": "sinusoidal"}, "embedding of x_t", choices=(*EMBEDDINGS, "identity")),
         "channel_multipliers": option(
-            {"images": None, "audio": [1, 2, 4]},
-            "widths of the UNet's stages (default: images 1 1 2 2 ... down to 8 pixels)",
-            type=count,
-            nargs="+",
+            {"images": None, "audio": [1, 2, 4]}, "stages' widths (images: 1 1 2 2 ...)", nargs="+", **count
         ),
-        "patch_size": option({"images audio": 2}, "side of the squares the UNet takes as one pixel", type=count),
+        "patch_size": option({"images audio": 2}, "side of the squares the UNet takes as one pixel", **count),
     },
     "training": {
-        "epochs": option(
-            {"points": 400, "images audio": 20, "series": 6}, "times through the data", "--num_epochs", type=count
-        ),
-        "train_batch_size": option(
-            {"points": 1024, "images": 128, "audio series": 64}, "items a step, over all processes", type=count
-        ),
-        "learning_rate": option({"points": 2e-3, "images audio series": 1e-3}, "of AdamW", type=number(float, 0)),
-        "ema_decay": option(0.999, "of the weights' moving average, reached gradually", type=number(float, 0, 1)),
-        "save_every": option(
-            {"points": 40, "images audio series": 1},
-            "epochs between kept checkpoints",
-            "--save_images_step",
-            type=count,
-        ),
+        "epochs": option({"points": 400, "images audio": 20, "series": 6}, "passes over the data", **count),
+        "train_batch_size": option({"points": 1024, "images": 128, "audio series": 64}, "items in a step", **count),
+        "learning_rate": option({"points": 2e-3, "images audio series": 1e-3}, "learning rate of AdamW", **positive),
+        "ema_decay": option(0.999, "final decay of the weights' moving average", **share),
+        "save_every": option({"points": 40, "images audio series": 1}, "epochs between kept checkpoints", **count),
     },
     "sampling": {
         "sampler": option(
-            {"points": "ddpm", "images audio series": "dpm++"}, "way back", choices=("ddpm", "ddim", "dpm++")
+            {"points": "ddpm", "images audio series": "dpm++"}, "sampler", choices=("ddpm", "ddim", "dpm++")
         ),
-        "sampling_steps": option(None, "network calls for a sample (default: ddpm T, others 30)", type=count),
-        "eta": option(0.0, "noise of ddim: 0 none, 1 as ddpm", type=number(float, 0, 1)),
-        "num_samples": option(
-            {"points": 2000, "images audio series": 100}, "samples to draw; of series, of each window", type=count
-        ),
-        "eval_batch_size": option(
-            {"points series": 10000, "images": 500, "audio": 100}, "samples drawn at once", type=count
-        ),
-        "label": option(None, "draw this class alone, by name or number (default: each in turn)"),
-        "guidance": option(
-            None, "towards the class: 1 as learned, 0 without (default: 2 with --label, else 1)", type=number(float, 0)
-        ),
+        "sampling_steps": option(None, "network calls for a sample (default: ddpm T, ddim and dpm++ 30)", **count),
+        "eta": option(0.0, "noise of ddim: 0 none, 1 as much as ddpm", **share),
+        "num_samples": option({"points": 2000, "images audio series": 100}, "samples, or paths from a window", **count),
+        "eval_batch_size": option({"points series": 10000, "images": 500, "audio": 100}, "samples at once", **count),
+        "label": option(None, "class to draw, by name or number (default: each in turn)", metavar="CLASS"),
+        "guidance": option(None, "strength of the class, 0: none (default: 2 with --label, else 1)", **positive),
     },
     "run": {
-        "experiment_name": option(None, "results go to exps/EXPERIMENT_NAME (default: DATASET_base)"),
-        "seed": option(0, "of all that is random", type=number(int, 0)),
-        "device": option("auto", "cpu, cuda, cuda:1 ..."),
-        "precision": option("auto", "of the denoiser; auto: bf16 on a GPU", choices=("auto", "fp32", "bf16")),
-        "compile": option(False, "compile the denoiser: a minute to start, then faster", action="store_true"),
+        "experiment_name": option(None, "folder in exps/ for the results (default: DATASET_base)", metavar="NAME"),
+        "seed": option(0, "random seed", **natural),
+        "device": option("auto", "device: cpu, cuda, cuda:1, mps", metavar="NAME"),
+        "precision": option("auto", "precision of the denoiser; auto: bf16 on a GPU", choices=("auto", "fp32", "bf16")),
+        "compile": option(False, "compilation of the denoiser: a minute to start, then faster", action="store_true"),
     },
 }
-ACTIONS = {  # what to do other than train anew
-    "resume": option(None, "go on from the experiment's last checkpoint", action="store_true"),
-    "overwrite": option(None, "delete the experiment, if it exists, and start anew", action="store_true"),
-    "sample": option(None, "draw samples from this checkpoint", metavar="CHECKPOINT"),
-    "evaluate": option(
-        None,
-        "score a checkpoint (default: the experiment's) on held-out data",
-        metavar="CHECKPOINT",
-        nargs="?",
-        const="",
-    ),
+ACTIONS = {  # other than training anew
+    "resume": option(None, "continuation from the experiment's last checkpoint", action="store_true"),
+    "overwrite": option(None, "deletion of the experiment, if it exists, before it starts anew", action="store_true"),
+    "sample": option(None, "checkpoint to draw samples from", metavar="PATH"),
+    "evaluate": option(None, "checkpoint to score (default: the last one)", metavar="PATH", nargs="?", const=""),
 }
+ALIASES = {"epochs": ["--num_epochs"], "save_every": ["--save_images_step"]}  # tiny-diffusion's names
 DEFAULTS = {flag: row["default"] for group in FLAGS.values() for flag, row in group.items()}
 FIXED = {flag for group in ("data", "diffusion", "denoiser") for flag in FLAGS[group]} - {"data_dir"}  # by training
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        sys.exit(fail(message))
 
 
 def fail(message: str) -> int:
@@ -193,103 +120,144 @@ def fail(message: str) -> int:
     return 2
 
 
+def format_value(value) -> str:
+    """A figure or a setting for people; nothing for None."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {format_value(part)}" for name, part in value.items() if part is not None)
+    if isinstance(value, list):
+        return " ".join(map(format_value, value))
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
 def parse_arguments(arguments: list[str] | None = None) -> dict:
     """The flags that were given, and no others: defaults come from `DEFAULTS` or from a checkpoint."""
-    parser = Parser(
+    names = dataset_names()
+    parser = argparse.ArgumentParser(
         usage="python ddpm.py [--dataset NAME] [flags]",
         description="Train a diffusion model, draw from it, score it. Without flags: the dinosaur.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
+    parser.error = lambda message: sys.exit(fail(message))
     for title, flags in (FLAGS | {"actions": ACTIONS}).items():
         group = parser.add_argument_group(title)
         for flag, row in flags.items():
-            default = row["default"]
-            if isinstance(default, dict):
-                default = ", ".join(f"{modality} {value}" for modality, value in default.items() if value is not None)
-            settings = ({"metavar": "N"} if "type" in row["settings"] else {}) | row["settings"]
-            text = row["help"] + (f" (default: {default})" if default else "")
-            group.add_argument(f"--{flag}", *row["names"], dest=flag, help=text, **settings)
+            shown = "" if row["settings"].get("action") else format_value(row["default"])
+            text = row["help"].replace("{names}", names) + (f" (default: {shown})" if shown else "")
+            group.add_argument(f"--{flag}", *ALIASES.get(flag, []), dest=flag, help=text, **row["settings"])
     return vars(parser.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    GIVEN = parse_arguments()  # before the imports below, which take seconds: -h and a mistyped flag answer at once
+
+import base64
+import copy
+import dataclasses
+import datetime
+import itertools
+import json
+import os
+import pickle
+import shlex
+import shutil
+import time
+from types import SimpleNamespace
+
+import imageio.v3 as imageio
+import numpy as np
+import pandas as pd
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+import datasets
+import models
+from datasets import STATIC, Data, UsageError, load, lookup, restore
+
+EXPERIMENTS = Path("exps")
+DENOISERS = {"points": models.MLP, "images": models.UNet, "audio": models.UNet, "series": models.RNN}
+LABEL_DROPOUT = 0.1  # how often training hides the class, for classifier-free guidance (Ho & Salimans 2022)
+LABEL_GUIDANCE = 2.0  # default guidance when --label is given
+WARMUP_STEPS = 200  # of the learning rate, linearly from zero
+GRADIENT_CLIP = 1.0  # the largest norm of a gradient
+CHECKPOINT_SECONDS = 10  # between checkpoints: writing one safely takes some 20 ms
+SAMPLING_STEPS = 30  # default of ddim and dpm++
+SAMPLED_VALUES = 2**26  # most values drawn at once, whatever --eval_batch_size says: 256 MB
+NOISE_BLOCK = 32  # samples that share a random generator
+BOUND_CALLS = 1000  # network calls for the variational bound after training; --evaluate takes ten times as many
+GIF_FRAMES = 34  # keeps a GIF of colour photographs below 2 MB
+MAX_PLAYERS = 40  # sounds in a report
 
 
 def resolve(given: dict, saved: dict | None = None) -> SimpleNamespace:
     """The whole configuration: the flags given, else those `saved` in a checkpoint, else the defaults.
 
-    Raises UsageError for a flag that the modality has no use for, and for one that training has fixed.
+    Its `given` are the flags given, those of the runs before a --resume included. Raises UsageError for a flag that
+    the modality has no use for, and for one that training has fixed.
     """
-    if saved:
-        for flag in FIXED & set(given):
-            if given[flag] != saved.get(flag):
-                raise UsageError(
-                    f"--{flag} {given[flag]}: the checkpoint was trained with {saved.get(flag)}; leave it out"
-                )
-    modality = entry((saved or given).get("dataset", DEFAULTS["dataset"]))[0].modality
+    saved = saved or {}
+    given = {flag: value for flag, value in given.items() if flag not in ACTIONS}
+    modality = lookup((saved or given).get("dataset", DEFAULTS["dataset"]))[0].modality
     config = {}
     for flag, default in DEFAULTS.items():
-        if isinstance(default, dict) and modality not in default:
-            if flag in given:
-                raise UsageError(f"--{flag}: of no use for {modality}; leave it out")
-            continue
-        config[flag] = default[modality] if isinstance(default, dict) else default
-    config |= {flag: value for flag, value in (saved or {}).items() if flag not in ("device", "compile")}
-    config |= {flag: value for flag, value in given.items() if flag in DEFAULTS}
-    config["experiment_name"] = config["experiment_name"] or f"{config['dataset']}_base".replace(":", "_")
+        if not isinstance(default, dict):
+            config[flag] = default
+        elif modality in default:
+            config[flag] = default[modality]
+    for flag in given:
+        if flag not in DEFAULTS:
+            raise UsageError(f"--{flag}: no such flag; python ddpm.py -h lists them")
+        if flag not in config:
+            raise UsageError(f"--{flag}: of no use for {modality}; leave it out")
+        if saved and flag in FIXED and given[flag] != saved.get(flag):
+            raise UsageError(f"--{flag} {given[flag]}: the checkpoint was trained with {saved.get(flag)}; leave it out")
+    config |= {flag: value for flag, value in saved.items() if flag not in ("device", "compile")} | given
+    config["given"] = saved.get("given", {}) | given
+    config["experiment_name"] = experiment_folder(config).name
     if not config["sampling_steps"] or {"sampling_steps", "sampler"} & set(given) == {"sampler"}:
         num_timesteps = config["num_timesteps"]
         config["sampling_steps"] = num_timesteps if config["sampler"] == "ddpm" else min(SAMPLING_STEPS, num_timesteps)
     if config["guidance"] is None or {"label", "guidance"} & set(given) == {"label"}:
-        config["guidance"] = LABEL_GUIDANCE if config["label"] else 1.0
+        config["guidance"] = 1.0 if config["label"] is None else LABEL_GUIDANCE
     if config["sampling_steps"] > config["num_timesteps"]:
-        raise UsageError(
-            f"--sampling_steps {config['sampling_steps']}: at most --num_timesteps, {config['num_timesteps']}"
-        )
+        raise UsageError(f"--sampling_steps {config['sampling_steps']}: more than --num_timesteps; make it smaller")
     return SimpleNamespace(**config)
-
-
-if __name__ == "__main__":
-    GIVEN = parse_arguments()  # before PyTorch, whose import takes seconds: -h and a mistyped flag answer at once
-
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-import models  # noqa: E402
-
-DENOISERS = {"points": models.MLP, "images": models.UNet, "audio": models.UNet, "series": models.RNN}
 
 
 class NoiseScheduler:
     """The chain x_0, x_1, ..., x_T and the way back, for x of any shape.
 
-    t runs from 1 to T = `num_timesteps`, as in the paper; t = 0 is the data. A tensor of times belongs to the leading
-    axes of x. `interval` is the range of x_0, to which predictions of it are clipped. All tables are float64, of
-    length T + 1.
+    t runs from 1 to T = `num_timesteps`, as in the paper; t = 0 is the data. In training it is a tensor of times that
+    belong to the leading axes of x, in sampling an int. `interval` is the range (low, high) of x_0 that predictions of it
+    are clipped to. `betas` and `alphas_cumprod` are float64 arrays of length T + 1, `signal` and `sigma` their float32
+    companions on the device: the square roots of alphas_cumprod and of 1 - alphas_cumprod.
     """
 
-    def __init__(
-        self,
-        num_timesteps: int = 1000,
-        beta_schedule: str = "linear",
-        prediction_type: str = "epsilon",
-        interval: tuple[float, float] | None = None,
-        device: torch.device | str = "cpu",
-    ):
+    def __init__(self, num_timesteps, beta_schedule, prediction_type, interval=None, device="cpu"):
         self.num_timesteps, self.prediction_type, self.interval = num_timesteps, prediction_type, interval
-        self.betas = F.pad(make_betas(beta_schedule, num_timesteps), (1, 0)).to(device)
-        self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
+        self.betas = np.append(0, make_betas(beta_schedule, num_timesteps))
+        self.alphas_cumprod = np.cumprod(1 - self.betas)
+        self.device = torch.device(device)
+        tables = np.sqrt([self.alphas_cumprod, 1 - self.alphas_cumprod]).astype(np.float32)
+        self.signal, self.sigma = torch.from_numpy(tables).to(device)
 
-    def signal_and_noise(self, x: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
-        """sqrt(alphas_cumprod) and sqrt(1 - alphas_cumprod) at t, shaped to multiply x."""
-        alphas_cumprod = self.alphas_cumprod[t]
-        alphas_cumprod = alphas_cumprod.reshape(alphas_cumprod.shape + (1,) * (x.ndim - alphas_cumprod.ndim))
-        return alphas_cumprod.sqrt().to(x.dtype), (1 - alphas_cumprod).sqrt().to(x.dtype)
+    def signal_and_noise(self, x: Tensor, t: Tensor | int) -> tuple:
+        """sqrt(alphas_cumprod) and sqrt(1 - alphas_cumprod) at t: floats, or tensors shaped to multiply x."""
+        if isinstance(t, int):
+            alpha = self.alphas_cumprod[t].item()
+            return math.sqrt(alpha), math.sqrt(1 - alpha)
+        shape = t.shape + (1,) * (x.ndim - t.ndim)
+        return self.signal[t].reshape(shape), self.sigma[t].reshape(shape)
 
-    def snr(self, t: Tensor | int) -> Tensor:
+    def snr(self, t):
         """Signal-to-noise ratio of x_t; infinite at t = 0."""
-        return self.alphas_cumprod[t] / (1 - self.alphas_cumprod[t])
+        with np.errstate(divide="ignore"):
+            return self.alphas_cumprod[t] / (1 - self.alphas_cumprod[t])
 
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor | int) -> Tensor:
         """x_t ~ q(x_t | x_0) (Ho et al. 2020, eq. 4)."""
@@ -316,177 +284,233 @@ class NoiseScheduler:
             x_0 = signal * x_t - sigma * prediction
         return x_0.clamp(*self.interval) if self.interval else x_0
 
-    def posterior(self, x_0: Tensor, x_t: Tensor, t: int, s: int, eta: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Mean and variance of q(x_s | x_t, x_0) for s < t (Song et al. 2021, eq. 7 and 16).
+    def posterior(self, x_0: Tensor, x_t: Tensor, t: int, s: int, eta: float = 1.0) -> tuple[Tensor, float]:
+        """Mean and standard deviation of q(x_s | x_t, x_0) for s < t (Song et al. 2021, eq. 7 and 16).
 
         eta = 1 is the posterior of the chain (Ho et al. 2020, eq. 6 and 7), eta = 0 has no variance.
         """
-        alpha_t, alpha_s = self.alphas_cumprod[t], self.alphas_cumprod[s]
+        alpha_t, alpha_s = self.alphas_cumprod[[t, s]].tolist()
         variance = eta**2 * (1 - alpha_s) / (1 - alpha_t) * (1 - alpha_t / alpha_s)
-        noise_weight = ((1 - alpha_s - variance).clamp(min=0) / (1 - alpha_t)).sqrt()
-        x_0_weight = alpha_s.sqrt() - noise_weight * alpha_t.sqrt()
-        return x_0_weight.to(x_t.dtype) * x_0 + noise_weight.to(x_t.dtype) * x_t, variance.to(x_t.dtype)
-
-    def step(
-        self,
-        prediction: Tensor,
-        x_t: Tensor,
-        t: int,
-        s: int,
-        noise: Tensor | None = None,
-        eta: float = 1.0,
-        previous: tuple[Tensor, int] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """x_s for s < t, and the x_0 that the denoiser predicted at x_t. One formula makes three samplers:
-
-        - ddpm: eta = 1, ancestral sampling (Ho et al. 2020, algorithm 2), strided where s < t - 1;
-        - ddim: eta = 0, or anything between (Song et al. 2021, eq. 12);
-        - dpm++: eta = 0 and `previous`, the last step's x_0 and t. DPM-Solver++ 2M (Lu et al. 2022, algorithm 2) is
-          ddim with x_0 extrapolated along log(signal / noise) to the middle of the step.
-        """
-        x_0 = target = self.predict_x_0(prediction, x_t, t)
-        if previous and s > 0:  # the last step, to infinite signal, is of first order
-            last_x_0, last_t = previous
-            h, last_h = self.log_snr(s) - self.log_snr(t), self.log_snr(t) - self.log_snr(last_t)
-            target = x_0 + (h / (2 * last_h)).to(x_0.dtype) * (x_0 - last_x_0)
-        mean, variance = self.posterior(target, x_t, t, s, eta)
-        return mean if noise is None else mean + variance.sqrt() * noise, x_0
-
-    def log_snr(self, t: int) -> Tensor:
-        """log(signal / noise), half the logarithm of the SNR; lambda in Lu et al. (2022)."""
-        return self.snr(t).log() / 2
+        noise_weight = math.sqrt(max(0, 1 - alpha_s - variance) / (1 - alpha_t))
+        x_0_weight = math.sqrt(alpha_s) - noise_weight * math.sqrt(alpha_t)
+        return x_0_weight * x_0 + noise_weight * x_t, math.sqrt(variance)
 
     def timesteps(self, sampling_steps: int) -> list[int]:
         """sampling_steps + 1 times from T down to 0, evenly spaced."""
         return np.linspace(self.num_timesteps, 0, sampling_steps + 1).round().astype(int).tolist()
 
 
-def make_betas(beta_schedule: str, num_timesteps: int) -> Tensor:
+def make_betas(beta_schedule: str, num_timesteps: int) -> np.ndarray:
     """beta_1 ... beta_T in float64; every schedule ends in noise whatever T is.
 
     `linear` (Ho et al. 2020, sec. 4) and `quadratic` are given for T = 1000 and rescaled by 1000 / T; `cosine`
     (Nichol & Dhariwal 2021, eq. 17) and `sigmoid` (Jabri et al. 2022, app. B) give alphas_cumprod at any T.
     """
-    scale = 1000 / num_timesteps
+    first, last = 1000 / num_timesteps * 1e-4, 1000 / num_timesteps * 0.02
+    u = np.linspace(0, 1, num_timesteps + 1)
     if beta_schedule == "linear":
-        betas = torch.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=torch.float64)
+        betas = np.linspace(first, last, num_timesteps)
     elif beta_schedule == "quadratic":
-        betas = torch.linspace((scale * 1e-4) ** 0.5, (scale * 0.02) ** 0.5, num_timesteps, dtype=torch.float64) ** 2
+        betas = np.linspace(first**0.5, last**0.5, num_timesteps) ** 2
     else:
-        u = torch.linspace(0, 1, num_timesteps + 1, dtype=torch.float64)
         if beta_schedule == "cosine":
-            signal = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+            signal = np.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
         else:
-            signal = torch.sigmoid(3 - 6 * u) - torch.sigmoid(torch.tensor(-3.0, dtype=torch.float64))
+            signal = 1 / (1 + np.exp(6 * u - 3)) - 1 / (1 + math.exp(3))
         betas = 1 - signal[1:] / signal[:-1]
-    return betas.clamp(max=0.999)
+    return betas.clip(max=0.999)
 
 
-def guided(model, x_t: Tensor, t: Tensor, cond, guidance: float) -> Tensor:
-    """The denoiser's prediction with classifier-free guidance: uncond + guidance * (cond - uncond).
+def forward_process(scheduler: NoiseScheduler, x_0: Tensor, times: list[int], generator: torch.Generator):
+    """Yield (t, x_t) for each of the rising `times`, each x_t from the one before (Ho et al. 2020, eq. 2)."""
+    s, x_t = 0, x_0
+    for t in times:
+        alpha = (scheduler.alphas_cumprod[t] / scheduler.alphas_cumprod[s]).item()
+        noise = torch.randn(x_t.shape, generator=generator, device=x_t.device)
+        s, x_t = t, math.sqrt(alpha) * x_t + math.sqrt(1 - alpha) * noise
+        yield t, x_t
 
-    Ho & Salimans (2022), eq. 6, with guidance = 1 + w: 1 leaves the prediction as it is.
+
+def reverse_process(denoise, scheduler, times: list[int], x_T: Tensor, sampler: str, eta: float = 0.0, noise=None):
+    """Yield (t, x_t, the x_0 predicted from x_t) for each of the falling `times`; the last is (0, x_0, x_0).
+
+    `denoise(x_t, t)` gives the denoiser's prediction, `noise()` noise of x_T's shape. One formula makes three samplers:
+
+    - ddpm: ancestral sampling (Ho et al. 2020, algorithm 2), strided where a time is skipped;
+    - ddim: eta = 0, or anything up to 1, which is ddpm (Song et al. 2021, eq. 12);
+    - dpm++: DPM-Solver++ 2M (Lu et al. 2022, algorithm 2) is ddim with x_0 extrapolated, from its last two predictions,
+      along the logarithm of the SNR to the middle of the step. The last step, to infinite signal, is of first order.
     """
-    if guidance == 1:
-        return model(x_t, t, cond)
-    nothing = torch.full_like(cond, model.num_classes)
-    twice = (torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([cond, nothing]))
-    with_class, without_class = model(*twice).chunk(2)
-    return without_class + guidance * (with_class - without_class)
+    eta = {"ddpm": 1.0, "ddim": eta, "dpm++": 0.0}[sampler]
+    x_t, last = x_T, None
+    for t, s in itertools.pairwise(times):
+        x_0 = target = scheduler.predict_x_0(denoise(x_t, t), x_t, t)
+        yield t, x_t, x_0
+        if sampler == "dpm++" and last and s > 0:
+            last_t, last_x_0 = last
+            step, last_step = (math.log(scheduler.snr(b) / scheduler.snr(a)) for a, b in ((t, s), (last_t, t)))
+            target = x_0 + step / (2 * last_step) * (x_0 - last_x_0)
+        x_t, deviation = scheduler.posterior(target, x_t, t, s, eta)
+        if deviation > 0:
+            x_t = x_t + deviation * noise()
+        last = t, x_0
+    yield 0, x_t, x_t
+
+
+@dataclasses.dataclass
+class Model:
+    """A denoiser with all that sampling from it takes."""
+
+    denoiser: models.Denoiser
+    scheduler: NoiseScheduler
+    data: Data
+    config: SimpleNamespace
+
+
+def new_model(config, data: Data, device) -> Model:
+    """An untrained model. Raises UsageError where the settings do not fit together."""
+    settings = {flag: value for flag, value in vars(config).items() if flag in FLAGS["denoiser"]}
+    settings |= {"num_timesteps": config.num_timesteps} | data.network_settings()
+    torch.manual_seed(config.seed)
+    try:
+        denoiser = DENOISERS[data.modality](data.shape, **settings).to(device)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    data.condition(range(1), config.label, "cpu")  # a wrong --label is an error before the training, not after it
+    if config.guidance != 1 and not data.classes:
+        raise UsageError(f"--guidance {config.guidance}: {data.name} has no classes; leave --guidance out")
+    chain = (config.num_timesteps, config.beta_schedule, config.prediction_type)
+    return Model(denoiser, NoiseScheduler(*chain, data.interval, device), data, config)
 
 
 @torch.inference_mode()
-def sample(model, scheduler: NoiseScheduler, data: Data, config, number: int) -> tuple[Tensor, Tensor]:
-    """Draw `number` samples, and keep the way of the first few from noise to x_0 for a GIF.
+def sample(model: Model, number: int, frames: int = 0) -> tuple[Tensor, Tensor]:
+    """`number` samples, of series as many for each window, and a film of the first few in `frames` frames, from x_T on.
 
-    Both come as float32 on the CPU, of shapes (number, *shape) and (frames, animated, *shape).
+    Both are float32 on the CPU, of shapes (number, *shape) and (frames, animated, *shape). Several processes share the
+    work; the first gets all, the others get nothing.
     """
-    device = scheduler.betas.device
-    generator = torch.Generator(device).manual_seed(config.seed)
-    times = scheduler.timesteps(config.sampling_steps)
-    frames = set(np.linspace(0, len(times) - 1, FRAMES).astype(int))
-    eta = {"ddpm": 1.0, "ddim": config.eta, "dpm++": 0.0}[config.sampler]
+    data, (rank, world_size) = model.data, process()
+    mine = np.array_split(np.arange(number), world_size)[rank]
+    size = max(1, min(model.config.eval_batch_size, SAMPLED_VALUES // math.prod(data.shape)) // data.histories)
+    batches, film = [], torch.empty(0)
+    with progress_bar("sampling", len(mine) * data.histories, "samples") as bar:
+        for first in mine[::size].tolist():
+            last = min(first + size, mine[-1].item() + 1)
+            x_0, way = sample_batch(model, range(first * data.histories, last * data.histories), frames, bar)
+            batches.append(x_0)
+            frames, film = 0, way if frames else film
+    if world_size > 1:
+        gathered = [None] * world_size if rank == 0 else None
+        dist.gather_object(batches, gathered)
+        batches = list(itertools.chain(*gathered or []))
+    return torch.cat(batches) if batches else torch.empty(0), film
+
+
+def sample_batch(model: Model, numbers: range, frames: int, bar: tqdm) -> tuple[Tensor, Tensor]:
+    """The samples of these numbers, and a film of the first of them."""
+    data, scheduler, config, device = model.data, model.scheduler, model.config, model.scheduler.device
+    times, noise = scheduler.timesteps(config.sampling_steps), noise_of(config.seed, numbers, device)
+    kept = set(np.linspace(0, len(times) - 1, frames).astype(int))
+    films = []
 
     def reverse(denoiser, shape, cond):
-        x_t = torch.randn(shape, generator=generator, device=device)
-        way, previous = [x_t[: data.animated].cpu()], None
-        for i, (t, s) in enumerate(itertools.pairwise(times), start=1):
-            with autocast(config.precision, device):
-                every_t = torch.full(shape[: data.time_axes], t, device=device)
-                prediction = guided(denoiser, x_t, every_t, cond, config.guidance).float()
-            noise = torch.randn(shape, generator=generator, device=device) if eta and s else None
-            x_t, x_0 = scheduler.step(prediction, x_t, t, s, noise, eta, previous)
-            previous = (x_0, t) if config.sampler == "dpm++" else None
-            if i in frames:
-                way.append(x_t[: data.animated].cpu())
-            bar.update(shape[0])
-        return x_t.cpu(), torch.stack(way)
+        def denoise(x_t, t):
+            t = torch.full((1,) * data.time_axes, t, device=device)
+            with models.autocast(config.precision, device):
+                return denoiser.guided(x_t, t, cond, config.guidance).float()
 
-    batches = [range(number)[i : i + config.eval_batch_size] for i in range(0, number, config.eval_batch_size)]
-    with progress_bar("sampling", number * data.draws * (len(times) - 1), "calls") as bar:
-        drawn = [data.generate(model, reverse, len(b), data.condition(b, config.label, device)) for b in batches]
-    return torch.cat([x_0 for x_0, _ in drawn]), drawn[0][1]
+        def draw():
+            return noise(shape)
+
+        chain = reverse_process(denoise, scheduler, times, draw(), config.sampler, config.eta, draw)
+        film, part = [torch.empty(0, *shape)], math.prod(shape) / math.prod(data.shape) / len(times)
+        for i, (_, x_t, _) in enumerate(chain):
+            if i in kept:
+                film.append(x_t[: data.animated * data.histories].cpu())
+            bar.update(len(numbers) * part)
+        films.append(torch.stack(film[1:] or film))
+        return x_t
+
+    x_0 = model.denoiser.sample(reverse, data.condition(numbers, config.label, device))
+    return x_0.cpu(), torch.cat(films, dim=2)
+
+
+def noise_of(seed: int, numbers: range, device):
+    """A function that draws noise of a shape for the samples of these numbers.
+
+    Each block of NOISE_BLOCK samples has a generator of its own: noise depends on the sample, not on its batch.
+    """
+    first, last = numbers[0] // NOISE_BLOCK, numbers[-1] // NOISE_BLOCK
+    seeds = [seed_from(seed, block, 0, 1) for block in range(first, last + 1)]
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def draw(shape):
+        blocks = [torch.randn((NOISE_BLOCK, *shape), generator=generator, device=device) for generator in generators]
+        return torch.cat(blocks)[numbers[0] - first * NOISE_BLOCK :][: len(numbers)]
+
+    return draw
+
+
+def seed_from(*numbers: int) -> int:
+    """A seed that depends on all of `numbers`; zeros at the end count for nothing."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 @torch.inference_mode()
-def bits_per_dim(model, scheduler: NoiseScheduler, data: Data, config, number: int) -> dict:
+def bits_per_dim(model: Model, number: int) -> dict:
     """The variational bound on held-out data in bits per dimension (Ho et al. 2020, eq. 5), and its standard error.
 
     Each of `number` items pays for one t, drawn with probability proportional to 1 / t, where the bound has its weight.
+    The denoiser knows the item's class, where there are classes.
     """
-    device, dimensions = scheduler.betas.device, math.prod(data.shape)
+    scheduler, data, config, device = model.scheduler, model.data, model.config, model.scheduler.device
     generator = torch.Generator(device).manual_seed(config.seed)
-    odds = 1 / torch.arange(1, config.num_timesteps + 1, dtype=torch.float64, device=device)
+    odds = 1 / np.arange(1, config.num_timesteps + 1)
     odds /= odds.sum()
-    quantiles = (torch.randperm(number, generator=generator, device=device) + 0.5) / number
-    times = 1 + torch.searchsorted(odds.cumsum(0), quantiles.double()).clamp(max=config.num_timesteps - 1)
-    bits = []
-    batches = zip(data.held_out(config.eval_batch_size, number, device), times.split(config.eval_batch_size))
+    quantiles = torch.randperm(number, generator=generator, device=device).cpu().numpy() + 0.5
+    times = 1 + np.searchsorted(odds.cumsum(), quantiles / number).clip(max=config.num_timesteps - 1)
+    batches, bits = data.held_out(config.eval_batch_size, number, device), []
     with progress_bar("evaluating", number, "items") as bar:
-        for (x_0, cond, _), t in batches:
+        for (x_0, cond, _), t in zip(batches, torch.from_numpy(times).to(device).split(config.eval_batch_size)):
             x_t = scheduler.add_noise(x_0, torch.randn(x_0.shape, generator=generator, device=device), t)
-            with autocast(config.precision, device):
-                prediction = model(x_t, t, cond).float()
-            terms = bound_terms(scheduler, x_0, x_t, t, prediction, data.bin_width)
-            bits.append(terms.flatten(1).sum(1) / odds[t - 1] + prior_term(scheduler, x_0).flatten(1).sum(1))
+            with models.autocast(config.precision, device):
+                prediction = model.denoiser(x_t, t, cond).float()
+            predicted = scheduler.predict_x_0(prediction, x_t, t).cpu().double()
+            t, x_0 = t.cpu(), x_0.cpu().double()
+            terms = bound_terms(scheduler, x_0, predicted, t, data.bin_width).flatten(1).sum(1)
+            bits.append(terms / torch.from_numpy(odds)[t - 1] + prior_term(scheduler, x_0).flatten(1).sum(1))
             bar.update(len(x_0))
-    bits = torch.cat(bits) / (dimensions * math.log(2))
+    bits = torch.cat(bits) / (math.prod(data.shape) * math.log(2))
     return {"bits_per_dim": bits.mean().item(), "bits_per_dim_standard_error": (bits.std() / number**0.5).item()}
 
 
 def prior_term(scheduler: NoiseScheduler, x_0: Tensor) -> Tensor:
     """L_T: KL(q(x_T | x_0) || N(0, 1)) in nats, for each value."""
-    alpha_T = scheduler.alphas_cumprod[-1]
-    return (alpha_T * x_0.double() ** 2 - alpha_T - torch.log1p(-alpha_T)) / 2
+    alpha_T = scheduler.alphas_cumprod[-1].item()
+    return (alpha_T * x_0**2 - alpha_T - math.log1p(-alpha_T)) / 2
 
 
-def bound_terms(scheduler: NoiseScheduler, x_0, x_t, t: Tensor, prediction, bin_width: float) -> Tensor:
+def bound_terms(scheduler: NoiseScheduler, x_0: Tensor, predicted: Tensor, t: Tensor, bin_width: float) -> Tensor:
     """L_{t-1} in nats, for each value of x_0: a KL divergence for t > 1, the decoder's -log p(x_0 | x_1) for t = 1.
 
     The reverse process has the posterior's variance, for t = 1 beta_1. The decoder gives each bin of raw values the
-    normal distribution's mass in it, the outermost bins all that lies beyond (Ho et al. 2020, eq. 13).
+    normal distribution's mass in it, the outermost bins all that lies beyond (Ho et al. 2020, eq. 13); the mass is
+    taken for 1e-12 at least. All in float64, on the CPU.
     """
-    predicted = scheduler.predict_x_0(prediction, x_t, t).double()
-    x_0, extra = x_0.double(), (1,) * (x_0.ndim - t.ndim)
-    divergence = (scheduler.snr(t - 1) - scheduler.snr(t)).view(-1, *extra) / 2 * (x_0 - predicted) ** 2
+    t = t.view(-1, *(1,) * (x_0.ndim - 1))
+    divergence = torch.from_numpy(scheduler.snr(t - 1) - scheduler.snr(t)) / 2 * (x_0 - predicted) ** 2
     low, high = x_0 - predicted - bin_width / 2, x_0 - predicted + bin_width / 2
-    low = low.masked_fill(x_0 < scheduler.interval[0] + bin_width / 2, -math.inf) / scheduler.betas[1].sqrt()
-    high = high.masked_fill(x_0 > scheduler.interval[1] - bin_width / 2, math.inf) / scheduler.betas[1].sqrt()
+    low = low.masked_fill(x_0 < scheduler.interval[0] + bin_width / 2, -math.inf) / math.sqrt(scheduler.betas[1])
+    high = high.masked_fill(x_0 > scheduler.interval[1] - bin_width / 2, math.inf) / math.sqrt(scheduler.betas[1])
     flip = low > 0  # far above the mean: by symmetry the same mass below it, where floating point has digits left
     low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
     mass = torch.special.ndtr(high) - torch.special.ndtr(low)
-    return torch.where(t.view(-1, *extra) > 1, divergence, -mass.clamp(min=1e-12).log())
-
-
-def autocast(precision: str, device):
-    """bfloat16 arithmetic where `precision` asks for it, by itself on a GPU that has it."""
-    on_gpu = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
-    enabled = precision == "bf16" or (precision == "auto" and on_gpu)
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled)
+    return torch.where(t > 1, divergence, -mass.clamp(min=1e-12).log())
 
 
 def progress_bar(title: str, total: int, unit: str, initial: int = 0) -> tqdm:
-    """A bar on one process's terminal; nothing where the output is not a terminal."""
+    """A bar on the first process's terminal; nothing where the output is not a terminal."""
     quiet = None if process()[0] == 0 else True
     return tqdm(desc=title, total=total, initial=initial, unit=f" {unit}", unit_scale=True, leave=False, disable=quiet)
 
@@ -496,26 +520,42 @@ def process() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def chosen(config, function) -> dict:
-    """Those settings that `function` takes, by the names of its parameters."""
-    return {name: getattr(config, name) for name in inspect.signature(function).parameters if hasattr(config, name)}
+class Run:
+    """All that training changes. `state_dict` names what a resumed run needs."""
+
+    def __init__(self, model: Model):
+        denoiser, config = model.denoiser, model.config
+        average = copy.deepcopy(denoiser).requires_grad_(False).eval()
+        self.model, self.average = model, dataclasses.replace(model, denoiser=average)  # samples come from the average
+        self.optimizer = torch.optim.AdamW(denoiser.parameters(), config.learning_rate, fused=True)
+        self.generator = torch.Generator(model.scheduler.device)
+        self.step, self.history = 0, []
+        if config.compile:
+            denoiser.compile()
+            average.compile()
+        self.network = torch.nn.parallel.DistributedDataParallel(denoiser) if process()[1] > 1 else denoiser
+
+    def state_dict(self) -> dict:
+        """A checkpoint, of which `load_model` needs the first line."""
+        average, config, facts = self.average.denoiser.state_dict(), vars(self.model.config), self.model.data.facts
+        state = {"model": self.model.denoiser.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state |= {"step": self.step, "history": self.history}
+        return {"config": config, "data": facts, "average": average} | state
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue where `state` was saved. Raises UsageError."""
+        load_part(self.model.denoiser, state["model"])
+        load_part(self.average.denoiser, state["average"])
+        load_part(self.optimizer, state["optimizer"])
+        self.step, self.history = state["step"], state["history"]
 
 
-def build(config, data: Data, device):
-    """A new denoiser and the scheduler for it. Raises UsageError where the sizes do not fit together."""
-    denoiser = DENOISERS[data.modality]
-    torch.manual_seed(config.seed)
+def load_part(part, state: dict) -> None:
+    """Give a denoiser or an optimizer its state out of a checkpoint. Raises UsageError."""
     try:
-        model = denoiser(data.shape, data.cond_size, **chosen(config, denoiser)).to(device)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    data.condition(range(1), config.label, device)  # to know a wrong --label before the training
-    if config.guidance != 1 and not data.classes:
-        raise UsageError(f"--guidance {config.guidance}: {data.name} has no classes; leave --guidance out")
-    scheduler = NoiseScheduler(
-        config.num_timesteps, config.beta_schedule, config.prediction_type, data.interval, device
-    )
-    return model, scheduler
+        part.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError("the checkpoint is of another version of this program; train anew") from error
 
 
 def training_loss(network, scheduler: NoiseScheduler, data: Data, batch, generator: torch.Generator) -> Tensor:
@@ -536,97 +576,77 @@ def training_loss(network, scheduler: NoiseScheduler, data: Data, batch, generat
     target = scheduler.target(x_0, noise, t)
     if weight is None:
         return F.mse_loss(prediction, target)
-    return (weight * (prediction - target) ** 2).sum() / weight.sum().clamp(min=1)
+    total = weight.sum()
+    if world_size > 1:
+        dist.all_reduce(total)  # gradients are averaged over processes, whose weights may differ
+    return (weight * (prediction - target) ** 2).sum() * world_size / total.clamp(min=1)
 
 
-def begin(config, data: Data, device: torch.device, saved: dict | None) -> SimpleNamespace:
-    """All that training changes, in one place, as it was `saved` in a checkpoint or new."""
-    model, scheduler = build(config, data, device)
-    run = SimpleNamespace(model=model, scheduler=scheduler, step=0, history=[])
-    run.average = copy.deepcopy(model).requires_grad_(False).eval()  # of the weights; what samples are drawn with
-    run.optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, fused=True)
-    run.generator = torch.Generator(device)
-    if saved:
-        for part in ("model", "average", "optimizer"):
-            load_part(getattr(run, part), saved[part])
-        run.step, run.history = saved["step"], saved["history"]
-    if config.compile:
-        model.compile()
-    run.network = model
-    if process()[1] > 1:
-        run.network = torch.nn.parallel.DistributedDataParallel(model)
-    return run
-
-
-def train_step(run, config, data: Data, batch) -> Tensor:
+def train_step(run: Run, batch) -> Tensor:
     """One step of AdamW and of the moving average; returns the loss and the gradient's norm, still on the device."""
+    model, config = run.model, run.model.config
     run.step += 1
     run.optimizer.param_groups[0]["lr"] = config.learning_rate * min(1, run.step / WARMUP_STEPS)
-    with autocast(config.precision, batch[0].device):
-        loss = training_loss(run.network, run.scheduler, data, batch, run.generator)
+    with models.autocast(config.precision, model.scheduler.device):
+        loss = training_loss(run.network, model.scheduler, model.data, batch, run.generator)
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), GRADIENT_CLIP)
+    norm = torch.nn.utils.clip_grad_norm_(model.denoiser.parameters(), GRADIENT_CLIP)
     run.optimizer.step()
     run.optimizer.zero_grad()
     decay = min(config.ema_decay, (1 + run.step) / (10 + run.step))  # a young average must forget its start
     with torch.no_grad():
-        torch._foreach_lerp_(list(run.average.parameters()), list(run.model.parameters()), 1 - decay)
+        torch._foreach_lerp_(list(run.average.denoiser.parameters()), list(model.denoiser.parameters()), 1 - decay)
         return torch.stack([loss, norm])
 
 
-def train_epoch(run, config, data: Data, batch_size: int, bar: tqdm) -> dict:
+def train_epoch(run: Run, batch_size: int, bar: tqdm) -> dict:
     """Once through the data; returns the row of the log. All that is random in it follows from seed and epoch."""
+    data, seed, device = run.model.data, run.model.config.seed, run.model.scheduler.device
     epoch, (rank, world_size) = len(run.history) + 1, process()
-    run.generator.manual_seed(int(np.random.SeedSequence((config.seed, epoch)).generate_state(1)[0]))
-    start = read = time.monotonic()
-    sums, steps = torch.zeros(2, device=run.generator.device), data.steps_per_epoch(batch_size)
-    for batch in data.batches(batch_size, config.seed, epoch, run.generator.device, rank, world_size):
-        figures = train_step(run, config, data, batch)
-        sums += figures
+    run.generator.manual_seed(seed_from(seed, epoch))
+    torch.manual_seed(seed_from(seed, epoch, 1 + rank))  # of dropout
+    start = last_read = time.monotonic()
+    sums, steps = torch.zeros(2, device=device), data.steps_per_epoch(batch_size)
+    for i, batch in enumerate(data.batches(batch_size, seed, epoch, device, rank, world_size), start=1):
+        sums += train_step(run, batch)
         bar.update(batch_size)
-        if time.monotonic() - read > 0.5:  # seldom: reading the loss waits for the device
-            read = time.monotonic()
-            bar.set_postfix(epoch=epoch, loss=f"{figures[0].item():.4f}")
-            check_finite(sums, epoch)
+        if time.monotonic() - last_read > 0.5 or i == steps:  # seldom: reading the loss waits for the device
+            last_read = time.monotonic()
+            bar.set_postfix(epoch=epoch, loss=f"{sums[0].item() / i:.4f}")
+            if not sums.isfinite().all():
+                remedy = (
+                    "go on from the last checkpoint with --resume and a smaller --learning_rate or --precision fp32"
+                )
+                raise UsageError(f"the loss is no longer finite in epoch {epoch}; {remedy}")
     if world_size > 1:
         dist.all_reduce(sums)
-    check_finite(sums, epoch)
     loss, norm = (sums / steps / world_size).tolist()
     seconds = time.monotonic() - start
     row = {"epoch": epoch, "step": run.step, "loss": loss, "gradient_norm": norm}
     return row | {"seconds": seconds, "items_per_second": steps * batch_size / seconds}
 
 
-def check_finite(sums: Tensor, epoch: int) -> None:
-    """Raise UsageError once a loss or a gradient is not finite."""
-    if not sums.isfinite().all():
-        raise UsageError(
-            f"the loss is no longer finite in epoch {epoch}; the last checkpoint is good: go on from it with --resume "
-            "and a smaller --learning_rate, or with --precision fp32"
-        )
-
-
-def train(run, config, data: Data, folder: Path) -> None:
-    """Train to the last epoch, with a checkpoint after each and one to keep, with samples, every `save_every`."""
-    rank, world_size = process()
+def train(run: Run, folder: Path) -> None:
+    """Train to the last epoch. Checkpoints are kept, with samples, every `save_every` epochs."""
+    config, data, (rank, world_size) = run.model.config, run.model.data, process()
     batch_size = min(config.train_batch_size, len(data.train)) // world_size * world_size
     if batch_size == 0:
         raise UsageError(f"--train_batch_size {config.train_batch_size}: too small for {world_size} processes")
-    items = data.steps_per_epoch(batch_size) * batch_size
+    items, saved = data.steps_per_epoch(batch_size) * batch_size, -math.inf
     with progress_bar("training", config.epochs * items, "items", len(run.history) * items) as bar:
         while len(run.history) < config.epochs:
-            run.history.append(train_epoch(run, config, data, batch_size, bar))
-            if rank > 0:
-                continue
+            run.history.append(train_epoch(run, batch_size, bar))
             epoch = len(run.history)
-            to_sample = {"config": vars(config), "data": data.facts, "average": run.average.state_dict()}
-            if epoch % config.save_every == 0 or epoch == config.epochs:
-                samples, _ = sample(run.average, run.scheduler, data, config, data.animated)
-                save(to_sample | {"epoch": epoch, "samples": samples}, folder / "checkpoints" / f"epoch_{epoch:04d}.pt")
-            to_resume = {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}
-            to_resume |= {"step": run.step, "history": run.history}
-            save(to_sample | to_resume, folder / "checkpoint.pt")
-            write_log(run.history, folder)
+            keep = epoch % config.save_every == 0 or epoch == config.epochs
+            if keep:
+                samples, _ = sample(run.average, data.animated)
+            if rank == 0 and keep:
+                state = {name: part for name, part in run.state_dict().items() if name in ("config", "data", "average")}
+                save(state | {"samples": samples}, folder / "checkpoints" / f"epoch_{epoch:04d}.pt")
+            if rank == 0 and (keep or time.monotonic() - saved > CHECKPOINT_SECONDS):
+                save(run.state_dict(), folder / "checkpoint.pt")
+                pd.DataFrame(run.history).to_csv(folder / "log.csv", index=False)
+                saved = time.monotonic()
 
 
 def save(state: dict, path: Path) -> None:
@@ -646,76 +666,51 @@ def load_checkpoint(path: Path) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not {"config", "data", "average"} <= set(state):
             raise KeyError("no denoiser in it")
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"{path}: no such checkpoint; --sample and --evaluate take a file that a run has left"
-        ) from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: not a checkpoint of this program, or a damaged one; choose another") from error
+        reason = "no such file" if isinstance(error, FileNotFoundError) else "damaged, or not of this program"
+        remedy = "with --sample, --evaluate, or --resume and --experiment_name, choose one that a run has left"
+        raise UsageError(f"{path}: not a checkpoint ({reason}); {remedy}") from error
     return state
-
-
-def load_part(part, state: dict) -> None:
-    """Give a denoiser or an optimizer the state out of a checkpoint. Raises UsageError."""
-    try:
-        part.load_state_dict(state)
-    except (RuntimeError, ValueError) as error:
-        raise UsageError("the checkpoint is of another version of this program; train anew") from error
-
-
-def write_log(history: list[dict], folder: Path) -> None:
-    """log.csv, a row for each epoch."""
-    with open(folder / "log.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, history[0])
-        writer.writeheader()
-        writer.writerows(history)
-
-
-def draw_loss(history: list[dict], folder: Path) -> None:
-    """loss.png, the mean loss of each epoch."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="epoch", ylabel="loss", yscale="log")
-    axes.plot([row["epoch"] for row in history], [row["loss"] for row in history])
-    axes.grid(alpha=0.3)
-    figure.savefig(folder / "loss.png", dpi=120)
 
 
 def write_gif(path: Path, pictures) -> None:
     """An endless GIF, 60 ms a picture, that rests on the last."""
-    import imageio.v3 as imageio
-
     pictures = np.stack(list(pictures))
-    durations = [60] * (len(pictures) - 1) + [1500]  # Pillow takes no list for a single picture
-    imageio.imwrite(path, pictures, duration=durations if len(pictures) > 1 else durations[0], loop=0)
+    durations = [60] * (len(pictures) - 1) + [1500]
+    imageio.imwrite(path, pictures, duration=durations if len(pictures) > 1 else 1500, loop=0)
 
 
-def forward_process(scheduler: NoiseScheduler, data: Data, seed: int):
-    """Yield held-out items on their way from x_0 to x_T, each from the one before (Ho et al. 2020, eq. 2)."""
-    generator = torch.Generator().manual_seed(seed)
-    x_t, _, _ = next(data.held_out(data.animated, data.animated, "cpu"))
-    yield x_t
-    times = np.linspace(0, scheduler.num_timesteps, FRAMES).astype(int)
-    alphas_cumprod = scheduler.alphas_cumprod.cpu().float()
-    for s, t in itertools.pairwise(times):
-        if t > s:
-            alpha = alphas_cumprod[t] / alphas_cumprod[s]
-            x_t = alpha.sqrt() * x_t + (1 - alpha).sqrt() * torch.randn(x_t.shape, generator=generator)
-            yield x_t
+def write_training(run: Run, folder: Path) -> None:
+    """The loss curve, the forward process of held-out items, and the samples of the kept checkpoints."""
+    data, config, scheduler = run.model.data, run.model.config, run.model.scheduler
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="epoch", ylabel="loss", yscale="log")
+    axes.plot([row["epoch"] for row in run.history], [row["loss"] for row in run.history])
+    axes.grid(alpha=0.3)
+    figure.savefig(folder / "loss.png", dpi=120)
+    number = data.animated * data.histories
+    x_0, _, _ = next(data.held_out(number, number, scheduler.device))
+    times = sorted(set(np.linspace(0, config.num_timesteps, GIF_FRAMES).astype(int).tolist()))
+    generator = torch.Generator(scheduler.device).manual_seed(config.seed)
+    write_gif(folder / "forward.gif", (data.render(x) for _, x in forward_process(scheduler, x_0, times, generator)))
+    kept = sorted((folder / "checkpoints").glob("epoch_*.pt"))
+    write_gif(folder / "training.gif", (data.render(load_checkpoint(path)["samples"]) for path in kept))
 
 
-def draw_and_score(model, scheduler, data: Data, config, folder: Path, bound_calls: int) -> dict:
+def write_samples(model: Model, folder: Path, bound_calls: int) -> dict:
     """Samples and the reverse process into `folder`; where the data is at hand, their scores too."""
-    number = config.num_samples * len(data.starts)
-    x_0, way = sample(model, scheduler, data, config, number)
-    data.save(x_0, folder, data.condition(range(number), config.label, "cpu"))
-    write_gif(folder / "reverse.gif", map(data.draw, way))
+    data, config = model.data, model.config
+    x_0, film = sample(model, config.num_samples, GIF_FRAMES)
+    if process()[0] > 0:
+        return {}
+    folder.mkdir(parents=True, exist_ok=True)
+    data.save(x_0, folder, config.label)
+    write_gif(folder / "reverse.gif", map(data.render, film))
     metrics = {}
     if bound_calls:
-        metrics = data.score(x_0, thorough=bound_calls > BOUND_CALLS)
+        metrics = data.score(x_0, model.scheduler.device, thorough=bound_calls > BOUND_CALLS)
         if data.bin_width:
-            metrics |= bits_per_dim(model, scheduler, data, config, bound_calls)
+            metrics |= bits_per_dim(model, bound_calls)
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     return metrics
 
@@ -729,135 +724,86 @@ def command_line(flags: dict) -> str:
     return shlex.join(words)
 
 
-def flags_of(config) -> dict:
-    """The flags that make `config` out of the defaults."""
-    flags = {"dataset": config.dataset}
-    for flag, value in vars(config).items():  # in order: a default may depend on the flags before it
-        if vars(resolve(flags))[flag] != value:
-            flags[flag] = value
-    return flags
-
-
-def shown(value) -> str:
-    """A figure or a setting for people."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {shown(part)}" for name, part in value.items())
-    if isinstance(value, list):
-        return " ".join(map(shown, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def embedded(path: Path, kind: str) -> str:
-    """A file as a URL that holds all of it."""
-    return f"data:{kind}/{path.suffix[1:]};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
 def write_report(folder: Path, flags: dict, config, metrics: dict) -> None:
     """report.html: all that a run has left in `folder`, on one page that needs nothing else."""
     import jinja2
 
-    captions = {
-        "reverse.gif": "reverse process: samples out of noise",
-        "samples.png": "samples",
-        "forecast.png": "forecasts, with intervals of 50% and 90%",
-        "forward.gif": "forward process: data into noise",
-        "training.gif": "samples after each kept checkpoint",
-        "loss.png": "training loss",
-    }
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page.filters["figure"] = shown
-    sounds = sorted(folder.glob("audio/*.wav"), key=lambda path: path.stem.split("_")[-1])[:PLAYERS]
-    pictures = [path for path in map(folder.joinpath, captions) if path.exists()]
-    text = page.from_string((STATIC / "report.html").read_text("utf-8")).render(
-        title=config.experiment_name,
-        command=command_line(flags),
-        metrics=metrics,
-        columns=[name for name, figures in metrics.items() if isinstance(figures, dict)],
-        players=[(path.stem, embedded(path.with_suffix(".png"), "image"), embedded(path, "audio")) for path in sounds],
-        pictures=[(captions[path.name], embedded(path, "image")) for path in pictures],
-        config=vars(config),
-    )
+    page.filters |= {"format": format_value, "base64": lambda path: base64.b64encode(path.read_bytes()).decode()}
+    content = {"config": {flag: value for flag, value in vars(config).items() if flag in DEFAULTS}}
+    content |= {"command": command_line(flags), "metrics": metrics, "folder": folder}
+    content["sounds"] = sorted(folder.glob("audio/*.wav"), key=lambda path: path.stem.split("_")[-1])[:MAX_PLAYERS]
+    text = page.from_string((STATIC / "report.html").read_text("utf-8")).render(content)
     (folder / "report.html").write_text(text, "utf-8")
 
 
-def experiment_folder(given: dict) -> Path:
+def experiment_folder(flags: dict) -> Path:
     """The folder of the results, right below `EXPERIMENTS`. Raises UsageError."""
-    name = given.get("experiment_name") or f"{given.get('dataset', DEFAULTS['dataset'])}_base".replace(":", "_")
+    name = flags.get("experiment_name") or f"{flags.get('dataset', DEFAULTS['dataset'])}_base".replace(":", "_")
     if Path(name).name != name or name == "..":
         raise UsageError(f"--experiment_name {name}: must be a plain name, for a folder in {EXPERIMENTS}/")
     return EXPERIMENTS / name
 
 
-def load_data(config) -> Data:
+def read_data(config) -> Data:
     """The data set, read by the first process first, which downloads and decodes it for all."""
     rank, world_size = process()
-    if rank > 0:
+    data = load(config) if rank == 0 else None
+    if world_size > 1:
         dist.barrier()
-    data = load(config.dataset, **chosen(config, load))
-    if rank == 0 and world_size > 1:
-        dist.barrier()
-    return data
+    return data or load(config)
 
 
-def from_scratch_or_resumed(given: dict, device: torch.device) -> tuple[Path, dict]:
+def train_or_resume(given: dict, device: torch.device) -> tuple[Path, dict]:
     """Train as the flags say; returns the folder of the results and the scores."""
     folder, rank, saved = experiment_folder(given), process()[0], {}
     if {"resume", "overwrite"} <= set(given):
-        raise UsageError("--resume goes on with an experiment, --overwrite deletes it: choose one")
+        raise UsageError("--resume continues an experiment, --overwrite deletes it: choose one")
     if "resume" in given:
-        if not (folder / "config.json").is_file():
-            raise UsageError(
-                f"--resume: there is no experiment in {folder}; check --experiment_name or leave --resume out"
-            )
-        saved = {"config": json.loads((folder / "config.json").read_text())}
-        if (folder / "checkpoint.pt").exists():
-            saved = load_checkpoint(folder / "checkpoint.pt")
+        saved = load_checkpoint(folder / "checkpoint.pt")
     elif rank == 0 and folder.exists() and "overwrite" not in given:
-        raise UsageError(
-            f"{folder} exists: --resume goes on with it, --overwrite starts anew, --experiment_name gives another name"
-        )
+        raise UsageError(f"{folder} exists: choose --resume, --overwrite (deletes it) or another --experiment_name")
     config = resolve(given, saved.get("config"))
-    data = load_data(config)
-    if "data" in saved and saved["data"] != data.facts:
-        raise UsageError(f"--data_dir {config.data_dir}: not the data that {folder} was trained on; give that folder")
-    run = begin(config, data, device, saved if "model" in saved else None)
+    data = read_data(config)
+    run = Run(new_model(config, data, device))
+    if saved:
+        if saved["data"] != data.facts:
+            raise UsageError(f"--data_dir {config.data_dir}: not the data that {folder} was trained on; give that")
+        run.load_state_dict(saved)
     if rank == 0:
         if folder.exists() and not saved:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(vars(config), indent=2) + "\n")
-    train(run, config, data, folder)
-    if rank > 0:
-        return folder, {}
-    draw_loss(run.history, folder)
-    write_gif(folder / "forward.gif", map(data.draw, forward_process(run.scheduler, data, config.seed)))
-    kept = sorted((folder / "checkpoints").glob("epoch_*.pt"))
-    write_gif(folder / "training.gif", (data.draw(load_checkpoint(path)["samples"]) for path in kept))
-    metrics = draw_and_score(run.average, run.scheduler, data, config, folder, BOUND_CALLS)
-    write_report(folder, flags_of(config), config, metrics)
+        if not saved:
+            save(run.state_dict(), folder / "checkpoint.pt")
+    train(run, folder)
+    metrics = write_samples(run.average, folder, BOUND_CALLS)
+    if rank == 0:
+        write_training(run, folder)
+        write_report(folder, config.given, config, metrics)
     return folder, metrics
 
 
-def reopen(path: str | Path, given: dict, device: torch.device | str = "cpu"):
-    """The denoiser, scheduler, data set and configuration of a checkpoint. Raises UsageError.
+def load_model(path: str | Path, device: torch.device | str = "cpu", load_data: bool = False, **flags) -> Model:
+    """The trained model in a checkpoint: `load_model(path, label=7, guidance=2)`. Raises UsageError.
 
-    `given` are flags, as on the command line. The data set has no items, unless --evaluate is among them.
+    `flags` are those of the command line. Without `load_data` the model's data set has no items to be scored against.
     """
     saved = load_checkpoint(Path(path))
-    config = resolve(given, saved["config"])
-    data = load_data(config) if "evaluate" in given else restore(saved["data"])
-    model, scheduler = build(config, data, device)
-    load_part(model, saved["average"])
-    model.eval()
+    config = resolve(flags, saved["config"])
+    model = new_model(config, read_data(config) if load_data else restore(saved["data"]), device)
+    load_part(model.denoiser, saved["average"])
+    model.denoiser.requires_grad_(False).eval()
     if config.compile:
-        model.compile()
-    return model, scheduler, data, config
+        model.denoiser.compile()
+    return model
 
 
-def predictor(path: str | Path, device="cpu", **flags):
-    """A GluonTS Predictor out of a checkpoint of time series; `flags` as on the command line: sampling_steps=10."""
-    model, scheduler, data, config = reopen(path, flags, device)
-    return datasets.predictor(data, lambda number: sample(model, scheduler, data, config, number)[0])
+def predictor(path: str | Path, device: torch.device | str = "cpu", **flags):
+    """A GluonTS Predictor out of a checkpoint of time series; `flags` as for `load_model`: sampling_steps=10."""
+    model = load_model(path, device, **flags)
+    return datasets.predictor(model.data, lambda data, number: sample(dataclasses.replace(model, data=data), number)[0])
 
 
 def from_checkpoint(given: dict, device: torch.device) -> tuple[Path, dict]:
@@ -865,50 +811,49 @@ def from_checkpoint(given: dict, device: torch.device) -> tuple[Path, dict]:
     for flag in {*FLAGS["training"], "resume", "overwrite"} & set(given):
         raise UsageError(f"--{flag}: of no use with --sample or --evaluate, which train nothing; leave it out")
     path = Path(given.get("sample") or given.get("evaluate") or experiment_folder(given) / "checkpoint.pt")
-    model, scheduler, data, config = reopen(path, given, device)
+    model = load_model(path, load_data="evaluate" in given, **given | {"device": device})
+    config = model.config
     settings = [path.stem, config.sampler, config.sampling_steps, config.label and f"label-{config.label}"]
     settings += [f"guidance-{config.guidance:g}", f"seed-{config.seed}"]
     folder = path.parent / "samples" / "_".join(str(part).replace("/", "-") for part in settings if part)
-    folder.mkdir(parents=True, exist_ok=True)
-    calls = 10 * BOUND_CALLS if "evaluate" in given else 0
-    metrics = draw_and_score(model, scheduler, data, config, folder, calls)
-    write_report(folder, given, config, metrics)
+    metrics = write_samples(model, folder, 10 * BOUND_CALLS if "evaluate" in given else 0)
+    if process()[0] == 0:
+        write_report(folder, given, config, metrics)
     return folder, metrics
 
 
 def choose_device(name: str) -> torch.device:
     """The device called `name`; `auto` is this process's GPU if there is one. Raises UsageError."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {name}: not to be had here ({reason}); choose another, or cpu") from error
+        raise UsageError(f"--device {name}: not available ({error}); choose another, or cpu") from error
 
 
 def main(given: dict) -> int:
     """Do what the flags say and tell where the results are; returns the exit code."""
     try:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # what "cuda" stands for
         device = choose_device(given.get("device", "auto"))
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # started by torchrun
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        act = from_checkpoint if {"sample", "evaluate"} & set(given) else from_scratch_or_resumed
+            a_week = datetime.timedelta(days=7)  # processes wait for the first, which decodes data and scores samples
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=a_week)
+        act = from_checkpoint if {"sample", "evaluate"} & set(given) else train_or_resume
         folder, metrics = act(given, device)
     except UsageError as error:
         return fail(str(error)) if process()[0] == 0 else 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+        print("\nstopped; the same command with --resume continues from the last checkpoint", file=sys.stderr)
         return 130
     if process()[0] == 0:
         for name, value in metrics.items():
-            print(f"{name}: {shown(value)}")
+            print(f"{name}: {format_value(value)}")
         print(f"results: {folder}")
     if dist.is_initialized():
+        dist.barrier()  # torchrun ends all processes as soon as one fails: none leaves before the first is done
         dist.destroy_process_group()
     return 0
 

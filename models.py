@@ -1,11 +1,14 @@
 """The denoisers. Each is called `model(x_t, t, cond)` and returns a tensor of x_t's shape.
 
->>> model = UNet((1, 28, 28), num_classes=10, num_timesteps=1000)
+>>> sizes = {"hidden_size": 64, "hidden_layers": 1, "channel_multipliers": None, "patch_size": 2}
+>>> embeddings = {"embedding_size": 128, "time_embedding": "sinusoidal"}
+>>> model = UNet((1, 28, 28), num_classes=10, num_timesteps=1000, **sizes, **embeddings)
 >>> model(torch.randn(16, 1, 28, 28), torch.randint(1, 1001, (16,)), torch.randint(0, 10, (16,))).shape
 torch.Size([16, 1, 28, 28])
 
-What the result stands for (the noise, v or x_0) is the scheduler's affair. A denoiser's keyword arguments are the
-command line's flags of the same names; they raise ValueError where they do not fit together.
+The scheduler decides what the result stands for: the noise, v or x_0. The time t belongs to the leading axes of x_t; an
+axis of length one holds for all. Keyword arguments are the command line's flags of the same names; constructors raise
+ValueError where they do not fit together.
 """
 
 import itertools
@@ -17,23 +20,44 @@ from torch import Tensor, nn
 from positional_embeddings import embedding
 
 
-class MLP(nn.Module):
+class Denoiser(nn.Module):
+    """A network that samples of `shape` are drawn with."""
+
+    def __init__(self, shape: tuple[int, ...], num_timesteps: int):
+        super().__init__()
+        self.shape, self.num_timesteps = tuple(shape), num_timesteps
+
+    def sample(self, reverse, cond) -> Tensor:
+        """x_0 given cond. `reverse(denoiser, shape, cond)` runs a whole reverse process for samples of `shape`."""
+        return reverse(self, self.shape, cond)
+
+    def guided(self, x_t: Tensor, t: Tensor, cond, guidance: float) -> Tensor:
+        """The prediction with classifier-free guidance: uncond + guidance * (cond - uncond).
+
+        Ho & Salimans (2022), eq. 6, with guidance = 1 + w: 1 leaves the prediction as it is. One t for all samples.
+        """
+        if guidance == 1:
+            return self(x_t, t, cond)
+        no_class = torch.full_like(cond, self.num_classes)
+        with_class, without_class = self(torch.cat([x_t, x_t]), t, torch.cat([cond, no_class])).chunk(2)
+        return without_class + guidance * (with_class - without_class)
+
+
+class MLP(Denoiser):
     """Residual layers over the embedded coordinates and time, for x_t of shape (batch, dimensions)."""
 
     def __init__(
         self,
         shape: tuple[int],
-        num_classes: int = 0,
         *,
         num_timesteps: int,
-        hidden_size: int = 128,
-        hidden_layers: int = 3,
-        embedding_size: int = 128,
-        time_embedding: str = "sinusoidal",
-        input_embedding: str = "sinusoidal",
+        hidden_size: int,
+        hidden_layers: int,
+        embedding_size: int,
+        time_embedding: str,
+        input_embedding: str,
     ):
-        super().__init__()
-        self.num_timesteps = num_timesteps
+        super().__init__(shape, num_timesteps)
         self.embed_time = embedding(time_embedding, embedding_size, scale=1000)
         self.embed_input = embedding(input_embedding, embedding_size, scale=25)
         self.stem = nn.Linear(shape[0] * self.embed_input.size + self.embed_time.size, hidden_size)
@@ -41,14 +65,14 @@ class MLP(nn.Module):
         self.head = nn.Linear(hidden_size, shape[0])
 
     def forward(self, x_t: Tensor, t: Tensor, cond: None = None) -> Tensor:
-        h = torch.cat([self.embed_input(x_t).flatten(1), self.embed_time(t / self.num_timesteps)], dim=1)
-        h = F.gelu(self.stem(h))
+        e = self.embed_time(t / self.num_timesteps).expand(len(x_t), -1)
+        h = F.gelu(self.stem(torch.cat([self.embed_input(x_t).flatten(1), e], dim=1)))
         for layer in self.layers:
             h = h + F.gelu(layer(h))
         return self.head(h)
 
 
-class UNet(nn.Module):
+class UNet(Denoiser):
     """Convolutions at falling, then rising resolution (Ho et al. 2020), for x_t (batch, channels, height, width).
 
     `patch_size` trades pixels for channels before the first and after the last layer, which makes it several times as
@@ -60,17 +84,17 @@ class UNet(nn.Module):
     def __init__(
         self,
         shape: tuple[int, int, int],
-        num_classes: int = 0,
         *,
+        num_classes: int,
         num_timesteps: int,
-        hidden_size: int = 64,
-        hidden_layers: int = 1,
-        embedding_size: int = 128,
-        time_embedding: str = "sinusoidal",
-        channel_multipliers: list[int] | None = None,
-        patch_size: int = 2,
+        hidden_size: int,
+        hidden_layers: int,
+        embedding_size: int,
+        time_embedding: str,
+        channel_multipliers: list[int] | None,
+        patch_size: int,
     ):
-        super().__init__()
+        super().__init__(shape, num_timesteps)
         channels, height, width = shape
         multipliers = channel_multipliers or default_multipliers(height, width, patch_size)
         factor = patch_size * 2 ** (len(multipliers) - 1)
@@ -79,7 +103,7 @@ class UNet(nn.Module):
                 f"images of {height}x{width} cannot be divided by {factor}: choose --image_size accordingly, "
                 "a smaller --patch_size or fewer --channel_multipliers"
             )
-        self.num_timesteps, self.num_classes, self.patch_size = num_timesteps, num_classes, patch_size
+        self.num_classes, self.patch_size = num_classes, patch_size
         embed = embedding(time_embedding, embedding_size, scale=1000)
         self.embed_time = nn.Sequential(
             embed, nn.Linear(embed.size, embedding_size), nn.SiLU(), nn.Linear(embedding_size, embedding_size)
@@ -171,84 +195,155 @@ class Attention(nn.Module):
         return x + self.out(h.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2))
 
 
-class RNN(nn.Module):
+class RNN(Denoiser):
     """A recurrent network reads the past, and its state conditions the denoiser of what comes next (TimeGrad, Rasul et
-    al. 2021), for x_t (batch, time, dimensions) and t (batch, time).
+    al. 2021), for x_t (batch, prediction_length, dimensions) and t (batch, prediction_length).
 
-    cond: what is known before each step, (batch, longer time, inputs); x_t are its last steps. To forecast, `encode`
-    reads it step by step and `denoiser` is called alone.
+    x_t are changes over `difference` steps (values where that is 0), minus `location` and divided by `scale`. cond is
+    the past: `values` (batch, time, dimensions), in the units of the data, as far back as `lags` reach before the
+    context; `location` and `scale` (batch, dimensions); `features` (batch, context and forecast, features), known for
+    every step. In training the values go on to the end of the forecast.
     """
 
     def __init__(
         self,
-        shape: tuple[int],
-        inputs: int,
+        shape: tuple[int, int],
         *,
+        lags: list[int],
+        difference: int,
+        features: int,
         num_timesteps: int,
-        hidden_size: int = 64,
-        hidden_layers: int = 2,
-        embedding_size: int = 64,
-        time_embedding: str = "sinusoidal",
-        dropout: float = 0.3,
+        hidden_size: int,
+        hidden_layers: int,
+        embedding_size: int,
+        time_embedding: str,
+        dropout: float,
     ):
+        super().__init__(shape, num_timesteps)
+        self.lags, self.difference = lags, difference
+        self.level_lags = [lag for lag in lags if lag > difference > 1]
+        inputs = shape[1] * (len(self.lags) + len(self.level_lags)) + features
+        self.encoder = Encoder(inputs, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        embed = embedding(time_embedding, embedding_size, scale=1000)
+        self.denoiser = VectorDenoiser(shape[1], 2 * hidden_size, hidden_layers, num_timesteps, embed)
+        self.project = nn.Linear(hidden_size, self.denoiser.cond_size)
+
+    def inputs(self, lagged, location: Tensor, scale: Tensor, features: Tensor) -> Tensor:
+        """What the encoder reads, (batch, time, inputs); `lagged(lag)` are the values `lag` steps before each step.
+
+        In units of `scale`: earlier changes and, where these are over a season, how far the values stood seven seasons
+        ago from where the change begins. What is missing is 0.
+        """
+        past = [self.change(lagged, lag) - location[:, None] for lag in self.lags]
+        past += [lagged(lag) - lagged(self.difference) for lag in self.level_lags]
+        past = torch.cat(past, 2) / scale.repeat(1, len(past))[:, None]
+        return torch.cat([past.nan_to_num(0).clamp(-10, 10), features], 2)
+
+    def change(self, lagged, lag: int) -> Tensor:
+        """The change over `difference` steps that ended `lag` steps ago."""
+        return lagged(lag) - lagged(lag + self.difference) if self.difference else lagged(lag)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond) -> Tensor:
+        length = cond.features.shape[1]
+        first = cond.values.shape[1] - length
+
+        def lagged(lag):
+            return cond.values[:, first - lag : first - lag + length]
+
+        hidden, _ = self.encoder(self.inputs(lagged, cond.location, cond.scale, cond.features))
+        return self.denoiser(x_t, t, self.project(self.dropout(hidden[:, -x_t.shape[1] :])))
+
+    def sample(self, reverse, cond) -> Tensor:
+        """Paths (batch, prediction_length, dimensions), step by step: each is sampled, then read (Rasul et al. 2021).
+
+        cond is (past, window): the past of several windows, and for each path the number of its window.
+        """
+        past, window = cond
+        context = past.features.shape[1] - self.shape[0]
+        first = past.values.shape[1] - context
+        forecast, path = [], []  # in the units of the data, and in those of x_0
+
+        def in_context(lag):
+            return past.values[:, first - lag : first - lag + context]
+
+        def before_next(lag):
+            step = len(forecast) - lag
+            values = forecast[step] if step >= 0 else past.values[window, step]  # below 0: before the forecast
+            return values[:, None]
+
+        hidden, state = self.encoder(self.inputs(in_context, past.location, past.scale, past.features[:, :context]))
+        state, features = tuple(part[:, window] for part in state), past.features[window, context:]
+        location, scale = past.location[window], past.scale[window]
+        for step in range(self.shape[0]):
+            inputs = self.inputs(before_next, location, scale, features[:, step : step + 1])
+            hidden, state = self.encoder(inputs, state)
+            path.append(reverse(self.denoiser, (1, self.shape[1]), self.project(hidden))[:, 0])
+            value = path[-1] * scale + location
+            forecast.append(value + before_next(self.difference)[:, 0] if self.difference else value)
+        return torch.stack(path, 1)
+
+    def compile(self, **settings) -> None:
+        """Compile both halves, which sampling calls one by one."""
+        self.encoder.compile(**settings)
+        self.denoiser.compile(**settings)
+
+
+class Encoder(nn.Module):
+    """An LSTM over (batch, time, inputs); gives (batch, time, hidden_size) and its state, tensors (1, batch, ·)."""
+
+    def __init__(self, inputs: int, hidden_size: int):
         super().__init__()
         self.stem = nn.Linear(inputs, hidden_size)
-        self.dropout = nn.Dropout(dropout)
         self.recurrent = nn.LSTM(hidden_size, hidden_size, batch_first=True)
-        self.denoiser = VectorDenoiser(
-            shape[0],
-            hidden_size,
-            2 * hidden_size,
-            hidden_layers,
-            num_timesteps,
-            embedding(time_embedding, embedding_size, scale=1000),
-        )
 
-    def encode(self, inputs: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
-        """(batch, time, inputs) to (batch, time, hidden_size), and the state to go on from, tensors (1, batch, ·)."""
+    def forward(self, inputs: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
         return self.recurrent(F.silu(self.stem(inputs)), state)
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        hidden, _ = self.encode(cond)
-        return self.denoiser(x_t, t, self.dropout(hidden[:, -x_t.shape[1] :]))
 
-
-class VectorDenoiser(nn.Module):
-    """Residual layers over a vector, x_t (..., dimensions), t (...), cond (..., cond_size).
+class VectorDenoiser(Denoiser):
+    """Residual layers over a vector, x_t (..., dimensions), t (...), cond (..., `cond_size`).
 
     Beside them goes x_t itself, each dimension with a weight of its own: if all were independent and normal, that
-    would be the whole answer.
+    would be the whole answer. cond and the embedding of t are added, so that neither is computed anew for the other.
     """
 
-    def __init__(self, dimensions, cond_size, width, layers, num_timesteps, embed_time):
-        super().__init__()
-        self.num_timesteps, self.embed_time = num_timesteps, embed_time
-        self.embed = nn.Linear(cond_size + embed_time.size, width)
+    def __init__(self, dimensions: int, width: int, layers: int, num_timesteps: int, embed_time: nn.Module):
+        super().__init__((dimensions,), num_timesteps)
+        self.embed_time, self.cond_size = embed_time, (1 + layers) * width
+        self.embed = nn.Linear(embed_time.size, self.cond_size)
         self.stem = nn.Linear(dimensions, width)
         self.layers = nn.ModuleList(ResidualLayer(width) for _ in range(layers))
         self.head = zero(nn.Linear(width, dimensions))
         self.skip = zero(nn.Linear(width, dimensions))
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        e = F.silu(self.embed(torch.cat([cond, self.embed_time(t / self.num_timesteps)], dim=-1)))
+        e = F.silu(cond + self.embed(self.embed_time(t / self.num_timesteps)))
+        e, *shifts = e.chunk(1 + len(self.layers), dim=-1)
         h = self.stem(x_t)
-        for layer in self.layers:
-            h = layer(h, e)
+        for layer, shift in zip(self.layers, shifts):
+            h = layer(h, shift)
         return self.head(F.silu(h)) + self.skip(e) * x_t
 
 
 class ResidualLayer(nn.Module):
-    """Two linear layers around the embedding, as a residual."""
+    """Two linear layers after a shift, as a residual."""
 
     def __init__(self, width: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.modulation = nn.Linear(width, width)
         self.first = nn.Linear(width, width)
         self.second = zero(nn.Linear(width, width))
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        return x + self.second(F.silu(self.first(self.norm(x) + self.modulation(e))))
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        return x + self.second(F.silu(self.first(self.norm(x) + shift)))
+
+
+def autocast(precision: str, device: torch.device):
+    """bfloat16 arithmetic where `precision` asks for it; `auto`: on a GPU that has it in hardware."""
+    in_hardware = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    enabled = precision == "bf16" or (precision == "auto" and in_hardware)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
