@@ -45,8 +45,8 @@ def dataset_names() -> str:
 
 
 natural, count, several = (number_in(int, low) for low in (0, 1, 2))
-positive, share = number_in(float, 0), number_in(float, 0, 1)
-EMBEDDINGS = ("sinusoidal", "fourier", "learnable", "linear")
+positive, share, counts = number_in(float, 0), number_in(float, 0, 1), count | {"nargs": "+"}
+EMBEDDINGS, SAMPLERS = ("sinusoidal", "fourier", "learnable", "linear"), ("ddpm", "ddim", "dpm++")
 FLAGS = {  # every flag, with its default, in the order of -h; where it is None, the text says what that stands for
     "data": {
         "dataset": option("dino", "data set: {names}, or gluonts:NAME", metavar="NAME"),
@@ -73,7 +73,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
         "time_embedding": option("sinusoidal", "embedding of t", choices=(*EMBEDDINGS, "zero")),
         "input_embedding": option({"points": "sinusoidal"}, "embedding of x_t", choices=(*EMBEDDINGS, "identity")),
         "channel_multipliers": option(
-            {"images": None, "audio": [1, 2, 4]}, "stages' widths (images: 1 1 2 2 ...)", nargs="+", **count
+            {"images": None, "audio": [1, 2, 4]}, "stages' widths (images: 1 1 2 2 ...)", **counts
         ),
         "patch_size": option({"images audio": 2}, "side of the squares the UNet takes as one pixel", **count),
     },
@@ -85,9 +85,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
         "save_every": option({"points": 40, "images audio series": 1}, "epochs between kept checkpoints", **count),
     },
     "sampling": {
-        "sampler": option(
-            {"points": "ddpm", "images audio series": "dpm++"}, "sampler", choices=("ddpm", "ddim", "dpm++")
-        ),
+        "sampler": option({"points": "ddpm", "images audio series": "dpm++"}, "sampler", choices=SAMPLERS),
         "sampling_steps": option(None, "network calls for a sample (default: ddpm T, ddim and dpm++ 30)", **count),
         "eta": option(0.0, "noise of ddim: 0 none, 1 as much as ddpm", **share),
         "num_samples": option({"points": 2000, "images audio series": 100}, "samples, or paths from a window", **count),
@@ -163,7 +161,6 @@ import pickle
 import shlex
 import shutil
 import time
-from types import SimpleNamespace
 
 import imageio.v3 as imageio
 import numpy as np
@@ -194,7 +191,7 @@ GIF_FRAMES = 34  # keeps a GIF of colour photographs below 2 MB
 MAX_PLAYERS = 40  # sounds in a report
 
 
-def resolve(given: dict, saved: dict | None = None) -> SimpleNamespace:
+def resolve(given: dict, saved: dict | None = None) -> argparse.Namespace:
     """The whole configuration: the flags given, else those `saved` in a checkpoint, else the defaults.
 
     Its `given` are the flags given, those of the runs before a --resume included. Raises UsageError for a flag that
@@ -203,12 +200,8 @@ def resolve(given: dict, saved: dict | None = None) -> SimpleNamespace:
     saved = saved or {}
     given = {flag: value for flag, value in given.items() if flag not in ACTIONS}
     modality = lookup((saved or given).get("dataset", DEFAULTS["dataset"]))[0].modality
-    config = {}
-    for flag, default in DEFAULTS.items():
-        if not isinstance(default, dict):
-            config[flag] = default
-        elif modality in default:
-            config[flag] = default[modality]
+    known = {flag: row for flag, row in DEFAULTS.items() if not isinstance(row, dict) or modality in row}
+    config = {flag: row[modality] if isinstance(row, dict) else row for flag, row in known.items()}
     for flag in given:
         if flag not in DEFAULTS:
             raise UsageError(f"--{flag}: no such flag; python ddpm.py -h lists them")
@@ -226,16 +219,16 @@ def resolve(given: dict, saved: dict | None = None) -> SimpleNamespace:
         config["guidance"] = 1.0 if config["label"] is None else LABEL_GUIDANCE
     if config["sampling_steps"] > config["num_timesteps"]:
         raise UsageError(f"--sampling_steps {config['sampling_steps']}: more than --num_timesteps; make it smaller")
-    return SimpleNamespace(**config)
+    return argparse.Namespace(**config)
 
 
 class NoiseScheduler:
     """The chain x_0, x_1, ..., x_T and the way back, for x of any shape.
 
     t runs from 1 to T = `num_timesteps`, as in the paper; t = 0 is the data. In training it is a tensor of times that
-    belong to the leading axes of x, in sampling an int. `interval` is the range (low, high) of x_0 that predictions of it
-    are clipped to. `betas` and `alphas_cumprod` are float64 arrays of length T + 1, `signal` and `sigma` their float32
-    companions on the device: the square roots of alphas_cumprod and of 1 - alphas_cumprod.
+    belong to the leading axes of x, in sampling an int. `interval` is the range (low, high) of x_0 that predictions of
+    it are clipped to. `betas` and `alphas_cumprod` are float64 arrays of length T + 1; `signal` and `sigma` are float32
+    on the device: the square roots of alphas_cumprod and of 1 - alphas_cumprod.
     """
 
     def __init__(self, num_timesteps, beta_schedule, prediction_type, interval=None, device="cpu"):
@@ -364,7 +357,7 @@ class Model:
     denoiser: models.Denoiser
     scheduler: NoiseScheduler
     data: Data
-    config: SimpleNamespace
+    config: argparse.Namespace
 
 
 def new_model(config, data: Data, device) -> Model:
@@ -420,10 +413,8 @@ def sample_batch(model: Model, numbers: range, frames: int, bar: tqdm) -> tuple[
             with models.autocast(config.precision, device):
                 return denoiser.guided(x_t, t, cond, config.guidance).float()
 
-        def draw():
-            return noise(shape)
-
-        chain = reverse_process(denoise, scheduler, times, draw(), config.sampler, config.eta, draw)
+        settings = {"sampler": config.sampler, "eta": config.eta, "noise": lambda: noise(shape)}
+        chain = reverse_process(denoise, scheduler, times, noise(shape), **settings)
         film, part = [torch.empty(0, *shape)], math.prod(shape) / math.prod(data.shape) / len(times)
         for i, (_, x_t, _) in enumerate(chain):
             if i in kept:
@@ -614,10 +605,8 @@ def train_epoch(run: Run, batch_size: int, bar: tqdm) -> dict:
             last_read = time.monotonic()
             bar.set_postfix(epoch=epoch, loss=f"{sums[0].item() / i:.4f}")
             if not sums.isfinite().all():
-                remedy = (
-                    "go on from the last checkpoint with --resume and a smaller --learning_rate or --precision fp32"
-                )
-                raise UsageError(f"the loss is no longer finite in epoch {epoch}; {remedy}")
+                remedy = "continue from the last checkpoint with --resume and a smaller --learning_rate"
+                raise UsageError(f"the loss is no longer finite in epoch {epoch}; {remedy} or --precision fp32")
     if world_size > 1:
         dist.all_reduce(sums)
     loss, norm = (sums / steps / world_size).tolist()
@@ -747,9 +736,8 @@ def experiment_folder(flags: dict) -> Path:
 
 def read_data(config) -> Data:
     """The data set, read by the first process first, which downloads and decodes it for all."""
-    rank, world_size = process()
-    data = load(config) if rank == 0 else None
-    if world_size > 1:
+    data = load(config) if process()[0] == 0 else None
+    if dist.is_initialized():
         dist.barrier()
     return data or load(config)
 

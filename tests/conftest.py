@@ -8,6 +8,14 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 
+def load(dataset, data_dir="data", **flags):
+    """The data set that the command line's flags name."""
+    import datasets
+    import ddpm
+
+    return datasets.load(ddpm.resolve({"dataset": dataset, "data_dir": data_dir} | flags))
+
+
 @pytest.fixture
 def ddpm_command(tmp_path, monkeypatch, capsys):
     """What `python ddpm.py ARGUMENTS` does in an empty folder, but in this process, which has PyTorch already."""

@@ -33,7 +33,7 @@ def test_help_answers_at_once_without_torch_and_shows_every_default(ddpm_command
         assert f"--{flag} " in text
         values = default if isinstance(default, dict) else {"": default}
         for modality, value in values.items():
-            assert not value or f"{modality} {value}".strip() in text
+            assert not value or f"{modality} {ddpm.format_value(value)}".strip() in text
     for group in ddpm.FLAGS:
         assert f"{group}:" in text
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from conftest import load
 from PIL import Image
 
 import datasets
-from datasets import STATIC, UsageError, load, restore, sliced_wasserstein
+from datasets import STATIC, UsageError, restore, sliced_wasserstein
 
 
 def test_dinosaur_has_the_published_summary_statistics():
@@ -94,7 +95,7 @@ def test_a_data_set_is_restored_from_its_facts():
         data = load(name)
         remembered = restore(data.facts)
         x = torch.rand(30, *data.shape)
-        assert np.array_equal(data.draw(x), remembered.draw(x))
+        assert np.array_equal(data.render(x), remembered.render(x))
         assert np.array_equal(data.decode(x), remembered.decode(x))
 
 
@@ -179,7 +180,7 @@ def test_a_folder_without_images_is_an_error_that_names_the_argument(tmp_path):
 def test_image_grid_holds_the_images():
     data = load("digits")
     x = data.encode(torch.from_numpy(data.items[:25]))
-    picture = data.draw(x)
+    picture = data.render(x)
     zoom = 56 // 10
     assert picture.shape == (3 * 10 * zoom, 10 * 10 * zoom, 3)
     tile = picture[10 * zoom : 20 * zoom : zoom, 30 * zoom : 40 * zoom : zoom, 0][1:-1, 1:-1]  # second row, fourth
@@ -280,19 +281,26 @@ def test_frechet_distance_is_that_of_the_features_normal_distributions():
     features = [images.astype(float).mean((1, 2)) for images in (real, generated)]
     (m, c), (n, d) = [(f.mean(0), np.cov(f.T)) for f in features]
     expected = np.sum((m - n) ** 2) + np.trace(c + d - 2 * scipy.linalg.sqrtm(c @ d).real)
-    assert datasets.frechet_distance(real, generated, MeanColour()) == pytest.approx(expected, rel=1e-3)
+    assert datasets.frechet_distance(real, generated, feature=MeanColour()) == pytest.approx(expected, rel=1e-3)
 
 
-def test_score_says_why_there_is_no_frechet_distance(monkeypatch, capsys):
-    def offline(*arguments):
+def test_score_compares_with_the_training_images_or_says_why_not(monkeypatch, capsys):
+    seen = []
+
+    def offline(real, generated, device):
+        seen.append((real, generated))
         raise OSError("no network")
 
     monkeypatch.setattr(datasets, "frechet_distance", offline)
     data = load("digits")
-    assert data.score(torch.zeros(2048, 1, 8, 8), thorough=True) == {}
-    assert "no network" in capsys.readouterr().out
-    assert data.score(torch.zeros(100, 1, 8, 8), thorough=True) == {}
+    assert data.score(torch.zeros(2048, 1, 8, 8), thorough=True) == {} and not seen
+    assert "2048 training images" in capsys.readouterr().out
+    monkeypatch.setattr(datasets, "FRECHET_SAMPLES", 1500)
+    assert data.score(torch.zeros(1499, 1, 8, 8), thorough=True) == {} and not seen
     assert "--num_samples" in capsys.readouterr().out
+    assert data.score(torch.zeros(1500, 1, 8, 8), thorough=True) == {}
+    assert np.array_equal(seen[0][0], data.items[:1500]) and len(seen[0][1]) == 1500
+    assert "no network" in capsys.readouterr().out
 
 
 def test_every_row_of_the_table_has_a_reader_that_says_what_it_reads():

@@ -9,6 +9,17 @@ import torch
 from models import MLP, Attention, UNet
 from positional_embeddings import EMBEDDINGS, embedding
 
+EMBEDDING = {"embedding_size": 128, "time_embedding": "sinusoidal"}
+
+
+def unet(
+    shape, num_classes=0, num_timesteps=100, hidden_size=64, hidden_layers=1, channel_multipliers=None, patch_size=2
+):
+    """A UNet with the command line's defaults where nothing else is said."""
+    sizes = {"hidden_layers": hidden_layers, "channel_multipliers": channel_multipliers, "patch_size": patch_size}
+    model = {"num_classes": num_classes, "num_timesteps": num_timesteps, "hidden_size": hidden_size}
+    return UNet(shape, **model, **sizes, **EMBEDDING)
+
 
 def wake(model):
     """Give weights that start at zero random values, so that the output depends on everything."""
@@ -35,7 +46,8 @@ def test_sinusoidal_embedding_is_the_transformer_s():
 @pytest.mark.parametrize("time_embedding", ["sinusoidal", "fourier", "learnable", "linear", "zero"])
 @pytest.mark.parametrize("input_embedding", ["sinusoidal", "fourier", "learnable", "linear", "identity"])
 def test_mlp_takes_every_embedding(time_embedding, input_embedding):
-    model = MLP((2,), num_timesteps=50, time_embedding=time_embedding, input_embedding=input_embedding)
+    sizes = {"num_timesteps": 50, "hidden_size": 128, "hidden_layers": 3, "embedding_size": 128}
+    model = MLP((2,), **sizes, time_embedding=time_embedding, input_embedding=input_embedding)
     x_t, t = torch.randn(7, 2), torch.full((7,), 10)
     assert model(x_t, t).shape == x_t.shape
     knows_time = not torch.equal(model(x_t, t), model(x_t, t + 30))
@@ -45,7 +57,7 @@ def test_mlp_takes_every_embedding(time_embedding, input_embedding):
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("height, width", [(4, 4), (8, 12), (28, 28), (36, 20), (100, 64)])
 def test_unet_takes_any_size_divisible_by_4_and_any_channels(channels, height, width):
-    model = wake(UNet((channels, height, width), num_timesteps=100, hidden_size=16))
+    model = wake(unet((channels, height, width), hidden_size=16))
     x_t = torch.randn(2, channels, height, width)
     assert model(x_t, torch.tensor([1, 100])).shape == x_t.shape
 
@@ -54,31 +66,25 @@ def test_unet_takes_any_size_divisible_by_4_and_any_channels(channels, height, w
     "hidden_size, hidden_layers, multipliers, patch_size", [(20, 2, [1, 2], 1), (48, 3, [1, 1, 2], 2)]
 )
 def test_unet_takes_other_sizes(hidden_size, hidden_layers, multipliers, patch_size):
-    model = UNet(
-        (1, 16, 16),
-        num_timesteps=100,
-        hidden_size=hidden_size,
-        hidden_layers=hidden_layers,
-        channel_multipliers=multipliers,
-        patch_size=patch_size,
-    )
+    sizes = {"hidden_size": hidden_size, "hidden_layers": hidden_layers, "patch_size": patch_size}
+    model = unet((1, 16, 16), channel_multipliers=multipliers, **sizes)
     assert model(torch.randn(2, 1, 16, 16), torch.tensor([1, 100])).shape == (2, 1, 16, 16)
 
 
 def test_unet_refuses_a_size_that_does_not_divide_and_names_the_remedies():
     with pytest.raises(ValueError, match=r"--image_size.*--patch_size.*--channel_multipliers"):
-        UNet((1, 30, 30), num_timesteps=100, channel_multipliers=[1, 2])
+        unet((1, 30, 30), channel_multipliers=[1, 2])
 
 
 def test_unet_begins_with_zero_and_blocks_as_identity():
-    model = UNet((1, 8, 8), num_timesteps=100)
+    model = unet((1, 8, 8))
     assert not model(torch.randn(2, 1, 8, 8), torch.tensor([1, 100])).any()
     x = torch.randn(2, 64, 4, 4)
     assert torch.equal(model.middle[0][0](x, torch.randn(2, 128)), x)
 
 
 def test_unet_sees_time_class_and_every_pixel():
-    model = wake(UNet((1, 8, 8), num_classes=3, num_timesteps=100, hidden_size=32)).double()
+    model = wake(unet((1, 8, 8), num_classes=3, hidden_size=32)).double()
     x_t, t, cond = torch.randn(1, 1, 8, 8, dtype=torch.float64), torch.tensor([40]), torch.tensor([1])
     outputs = [model(x_t, t, c) for c in (cond, cond + 1, None)] + [model(x_t, t + 1, cond)]
     for one, other in itertools.combinations(outputs, 2):
@@ -100,7 +106,7 @@ def test_attention_is_the_formula():
 
 
 def test_samples_of_a_batch_do_not_mix():
-    model = wake(UNet((1, 8, 8), num_timesteps=100)).double()
+    model = wake(unet((1, 8, 8))).double()
     x_t, t = torch.randn(4, 1, 8, 8, dtype=torch.float64), torch.tensor([1, 30, 60, 100])
     torch.testing.assert_close(model(x_t, t)[1:2], model(x_t[1:2], t[1:2]))
 

@@ -33,12 +33,20 @@ PROBE = """<script>addEventListener("load", () => setTimeout(() => {
         "--sampler ddim --seed 3 --experiment_name it --num_samples 10",
     ],
 )
-def test_the_command_on_a_report_makes_the_same_configuration(flags):
+def test_the_command_on_a_report_is_the_one_that_was_given(flags):
     config = ddpm.resolve(ddpm.parse_arguments(shlex.split(flags)))
-    command = shlex.split(ddpm.command_line(ddpm.flags_of(config)))
+    command = shlex.split(ddpm.command_line(config.given))
     assert command[:2] == ["python", "ddpm.py"]
     assert ddpm.resolve(ddpm.parse_arguments(command[2:])) == config
-    assert len(command) <= 4 + len(shlex.split(flags)), "defaults are left out"
+    assert sorted(command[2:]) == sorted(shlex.split(flags))
+
+
+def test_the_command_on_a_report_grows_with_each_resumption(ddpm_command, tmp_path):
+    flags = ["--num_timesteps", 10, "--hidden_size", 8, "--num_samples", 50, "--experiment_name", "a"]
+    assert ddpm_command(*flags, "--epochs", 1, "--seed", 3).returncode == 0
+    assert ddpm_command("--resume", "--experiment_name", "a", "--epochs", 2).returncode == 0
+    (command,) = re.findall(r"<pre>(.*?)</pre>", (tmp_path / "exps/a/report.html").read_text())
+    assert command == f"python ddpm.py {' '.join(map(str, flags))} --epochs 2 --seed 3"
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import load
 
 import datasets
 import ddpm
-from datasets import UsageError, load, restore
+from datasets import UsageError, restore
 from models import RNN
 
 HOURS, LENGTH = 400, 6
@@ -57,14 +58,15 @@ def test_a_gluonts_folder_has_training_series_and_rolling_windows(folder):
     data, values = load("series", folder), waves().astype(np.float32)
     assert data.names == ["site 0", "site 1", "site 2"] and data.freq == "h" and data.prediction_length == LENGTH
     np.testing.assert_array_equal(data.items, values[: -3 * LENGTH])
-    assert data.truth.shape == (3, LENGTH, 3)
+    pasts, starts, truth = data.windows
+    assert truth.shape == (3, LENGTH, 3)
     for window in range(3):
         end = HOURS - (2 - window) * LENGTH
-        np.testing.assert_array_equal(data.truth[window], values[end - LENGTH : end])
-        np.testing.assert_array_equal(data.pasts[window], values[: end - LENGTH][-data.past_length :])
-        assert data.starts[window] == pd.Period("2024-01-01", "h") + end - LENGTH
+        np.testing.assert_array_equal(truth[window], values[end - LENGTH : end])
+        np.testing.assert_array_equal(pasts[window], values[: end - LENGTH][-data.past_length :])
+        assert starts[window] == pd.Period("2024-01-01", "h") + end - LENGTH
     by_name = load("exchange-rate", folder.parents[1])
-    assert by_name.name == "gluonts:exchange_rate_nips" and np.array_equal(by_name.truth, data.truth)
+    assert by_name.name == "gluonts:exchange_rate_nips" and np.array_equal(by_name.windows.truth, truth)
 
 
 @pytest.mark.parametrize("difference", [0, 1, 24])
@@ -72,13 +74,14 @@ def test_a_gluonts_folder_has_training_series_and_rolling_windows(folder):
 def test_decoding_undoes_encoding(folder, difference, scaling):
     data = load("series", folder, difference=difference, scaling=scaling)
     x_0, _, _ = next(data.held_out(7, 7, "cpu"))  # more than there are windows: in turn
-    np.testing.assert_allclose(data.decode(x_0), data.truth[np.arange(7) % 3], rtol=1e-4)
+    np.testing.assert_allclose(data.decode(x_0), data.windows.truth[np.arange(7) % 3], rtol=1e-4)
 
 
 def test_windows_are_scaled_by_their_context_alone(folder):
     data = load("series", folder, difference=1, context_length=10)
-    (x_0, inputs, weight), *_ = data.read([np.array([50, 200])], "cpu")
-    assert x_0.shape == (2, LENGTH, 3) and inputs.shape == (2, 16, data.cond_size) and weight is None
+    (x_0, past, weight), *_ = data.read([np.array([50, 200])], "cpu")
+    assert x_0.shape == (2, LENGTH, 3) and weight is None
+    assert past.values.shape == (2, data.past_length + LENGTH, 3) and past.features.shape[:2] == (2, 16)
     change = np.diff(data.items, axis=0, prepend=np.nan)
     for row, start in zip(x_0, (50, 200)):
         scale = np.maximum(np.abs(change[start : start + 10]).mean(0), np.array(data.typical) / 2)
@@ -89,137 +92,155 @@ def test_windows_are_scaled_by_their_context_alone(folder):
     np.testing.assert_allclose(x_0[0], (change[60:66] - context.mean(0)) / context.std(0), rtol=1e-3)
 
 
+def rnn(data):
+    """A forecaster of `data` whose every weight matters."""
+    settings = {"num_timesteps": 10, "hidden_size": 8, "hidden_layers": 2, "embedding_size": 16, "dropout": 0.0}
+    torch.manual_seed(0)
+    model = RNN(data.shape, time_embedding="sinusoidal", **settings, **data.network_settings()).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("difference", [0, 1, 24])
-def test_inputs_know_the_past_and_nothing_else(folder, difference):
+def test_a_step_is_denoised_knowing_the_past_and_nothing_else(folder, difference):
     data = load("series", folder, difference=difference)
-    assert data.lags == [1, 24, 168] and data.level_lags == ([168] if difference == 24 else [])
+    model = rnn(data)
+    assert model.lags == [1, 24, 168] and model.level_lags == ([168] if difference == 24 else [])
     start, step = 250, 2  # of the forecast; the context comes before
-    now = data.context_length + step
-    (x_0, inputs, _), *_ = data.read([np.array([start])], "cpu")
+    (x_0, past, _), *_ = data.read([np.array([start])], "cpu")
     data.items = data.items.copy()
-    data.items[start + now :] += 1
-    (changed, others, _), *_ = data.read([np.array([start])], "cpu")
-    torch.testing.assert_close(inputs[:, : now + 1], others[:, : now + 1])
-    assert not torch.allclose(inputs[:, now + 1], others[:, now + 1]) and not torch.allclose(x_0, changed)
-    torch.testing.assert_close(others[0, data.context_length + 1 :, :3], changed[0, :-1])  # lag 1
+    data.items.iloc[start + data.context_length + step :] += 1
+    (changed, future, _), *_ = data.read([np.array([start])], "cpu")
+    t = torch.full((1, LENGTH), 5)
+    before, after = (model(x_0, t, cond) for cond in (past, future))
+    torch.testing.assert_close(before[:, : step + 1], after[:, : step + 1])
+    assert not torch.allclose(before[:, step + 1], after[:, step + 1]) and not torch.allclose(x_0, changed)
+
+
+@pytest.mark.parametrize("difference", [0, 1, 24])
+def test_the_first_inputs_are_the_changes_of_the_step_before(folder, difference):
+    data = load("series", folder, difference=difference, scaling="standard")
+    model, (x_0, past, _) = rnn(data), next(data.read([np.array([250])], "cpu"))
+    seen = []
+    model.encoder.register_forward_hook(lambda module, arguments, output: seen.append(arguments[0]))
+    model(x_0, torch.full((1, LENGTH), 5), past)
+    torch.testing.assert_close(seen[0][0, data.context_length + 1 :, :3], x_0[0, :-1], rtol=1e-4, atol=1e-4)
 
 
 def test_missing_values_count_neither_in_the_loss_nor_in_the_scale(tmp_path):
     values = waves()
     values[100:108, 1] = np.nan
     data = load("series", write_gluonts(tmp_path / "gap", values), difference=0, context_length=10)
-    (x_0, inputs, weight), *_ = data.read([np.array([95])], "cpu")
+    (x_0, past, weight), *_ = data.read([np.array([95])], "cpu")
     assert weight[0, :3, 1].sum() == 0 and weight.sum() == weight.numel() - 3
-    assert inputs.isfinite().all() and x_0.isfinite().all()
+    assert rnn(data)(x_0, torch.ones(1, LENGTH), past).isfinite().all() and x_0.isfinite().all()
     seen = np.abs(values[95:100, 1]).mean()
     assert x_0[0, 3, 1] == pytest.approx(values[108, 1] / seen, rel=1e-5)
-    scheduler, losses = ddpm.NoiseScheduler(10, prediction_type="sample"), []
+    scheduler, losses = ddpm.NoiseScheduler(10, "cosine", "sample"), []
     for fill in (0, 1e3):
         x = torch.where(weight > 0, x_0, torch.tensor(float(fill)))
         generator = torch.Generator().manual_seed(0)
         network = lambda x_t, t, cond: torch.zeros_like(x_t)  # noqa: E731
-        losses.append(ddpm.training_loss(network, scheduler, data, (x, inputs, weight), generator))
+        losses.append(ddpm.training_loss(network, scheduler, data, (x, past, weight), generator))
     assert losses[0] == losses[1] > 0
 
 
-class Recorder:
-    """Stands in for the RNN: counts in its state what it has read, and keeps it."""
-
-    denoiser = "the denoiser"
-
-    def __init__(self):
-        self.read = []
-
-    def encode(self, inputs, state=None):
-        self.read.append(inputs)
-        (seen,) = state or (torch.zeros(1, len(inputs), 1),)
-        seen = seen + inputs.shape[1]
-        return seen.transpose(0, 1), (seen,)
-
-
-def test_forecasting_reads_what_training_reads_and_goes_on_from_what_it_drew(folder):
-    data, model = load("series", folder, difference=24), Recorder()
-    x_0, _, _ = next(data.held_out(3, 3, "cpu"))
-    drawn = iter(x_0.split(1, dim=1))
+@torch.no_grad()
+@pytest.mark.parametrize("difference", [0, 1, 24])
+def test_forecasting_reads_what_training_reads_and_goes_on_from_what_it_drew(folder, difference):
+    """With the truth in place of what is drawn, the network reads the same step by step as at once."""
+    data = load("series", folder, difference=difference, scaling="standard")
+    model, (x_0, _, _) = rnn(data), next(data.held_out(3, 3, "cpu"))
+    steps, conds = iter(x_0.split(1, dim=1)), []
 
     def reverse(denoiser, shape, cond):
-        assert denoiser == "the denoiser" and shape == (3, 1, 3)
-        assert (cond == data.context_length + len(model.read) - 1).all()  # the state has seen all before this step
-        x = next(drawn)
-        return x, x[None]
+        assert denoiser is model.denoiser and shape == (1, 3)
+        conds.append(cond)
+        return next(steps)
 
-    x, way = data.generate(model, reverse, 3, data.condition(range(3), None, "cpu"))
-    torch.testing.assert_close(x, x_0)
-    assert way.shape == (1, 3, LENGTH, 3)
-    np.testing.assert_allclose(data.decode(x), data.truth, rtol=1e-4)
-    data.items, starts = data.known.to_numpy(np.float32), [(start - data.begin).n for start in data.starts]
-    (_, inputs, _), *_ = data.read([np.array(starts) - data.context_length], "cpu")
-    torch.testing.assert_close(torch.cat(model.read, 1), inputs, rtol=1e-3, atol=1e-3)
-
-
-def test_rnn_step_by_step_is_rnn_at_once():
-    torch.manual_seed(0)
-    model = RNN((3,), 5, num_timesteps=10, hidden_size=8).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    x_t, t, inputs = torch.randn(2, 4, 3), torch.randint(1, 11, (2, 4)), torch.randn(2, 4, 5)
-    whole, state = model(x_t, t, inputs), None
-    assert whole.shape == x_t.shape
-    torch.testing.assert_close(model(x_t[:, 2:], t[:, 2:], inputs), whole[:, 2:])  # a forecast after its context
-    for step in range(4):
-        hidden, state = model.encode(inputs[:, step : step + 1], state)
-        part = model.denoiser(x_t[:, step : step + 1], t[:, step : step + 1], hidden)
-        torch.testing.assert_close(part, whole[:, step : step + 1])
-    later = inputs.clone()
-    later[:, 2:] += 1
-    torch.testing.assert_close(model(x_t, t, later)[:, :2], whole[:, :2])
+    torch.testing.assert_close(model.sample(reverse, data.condition(range(3), None, "cpu")), x_0)
+    _, starts, truth = data.windows
+    data.items = data.test
+    index = np.array([(start - data.items.index[0]).n - data.context_length for start in starts])
+    (x_again, past, _), *_ = data.read([index], "cpu")
+    torch.testing.assert_close(x_again, x_0, rtol=1e-3, atol=1e-4)
+    t = torch.randint(1, 11, (3, LENGTH))
+    by_step = model.denoiser(x_0, t, torch.cat(conds, 1))
+    torch.testing.assert_close(by_step, model(x_0, t, past), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(data.decode(x_0), truth, rtol=1e-4)
 
 
-def weighted_quantile_loss(paths, truth):
-    """CRPS as TimeGrad reports it, by its definition: paths (n, ...), truth (...)."""
-    levels = np.arange(1, 20) / 20
-    quantiles = np.quantile(paths, levels, axis=0, method="inverted_cdf")
-    error = truth - quantiles
-    level = levels.reshape(-1, *[1] * truth.ndim)
-    return np.mean(2 * np.abs(error * (level - (error < 0))).sum(tuple(range(1, error.ndim))) / np.abs(truth).sum())
+@torch.no_grad()
+def test_each_path_continues_its_own_window(folder):
+    """Several paths of each window, with the same draws, are the paths of the windows one by one."""
+    data = load("series", folder, difference=24)
+    model, draws = rnn(data), torch.randn(LENGTH, 1, 1, 3)
+
+    def paths(samples):
+        steps = iter(draws)
+        return model.sample(
+            lambda denoiser, shape, cond: next(steps) + cond[..., :3], data.condition(samples, None, "cpu")
+        )
+
+    whole = paths(range(7))
+    for i in range(7):
+        torch.testing.assert_close(paths(range(i, i + 1))[0], whole[i], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(whole[6], whole[0])
 
 
-def test_scores_are_those_of_their_definitions(folder):
+def as_gluonts(data, paths):
+    """(histories with the truth, forecasts) as GluonTS's evaluator takes them."""
+    from gluonts.model.forecast import SampleForecast
+
+    starts, frame = data.windows.starts, data.test.set_axis(range(len(data.names)), axis=1)
+    forecasts = [SampleForecast(paths[:, i], start) for i, start in enumerate(starts)]
+    return [frame[: start + data.prediction_length - 1] for start in starts], forecasts
+
+
+@pytest.mark.parametrize("scale", [0.3, 3])
+def test_scores_are_those_of_gluonts_evaluator(folder, scale):
+    from gluonts.evaluation import MultivariateEvaluator
+
     data = load("series", folder)
-    paths = data.truth + np.random.default_rng(0).normal(size=(200, 3, LENGTH, 3)).astype(np.float32)
-    scores = data.evaluate(paths)
-    assert scores["crps"] == pytest.approx(weighted_quantile_loss(paths, data.truth), rel=0.02)
-    assert scores["crps_sum"] == pytest.approx(weighted_quantile_loss(paths.sum(-1), data.truth.sum(-1)), rel=0.02)
+    noise = np.random.default_rng(0).normal(size=(100, 3, LENGTH, 3)).astype(np.float32)
+    paths = data.windows.truth + 0.5 + scale * noise
+    evaluator = MultivariateEvaluator(np.arange(1, 20) / 20, num_workers=0, target_agg_funcs={"sum": "sum"})
+    theirs, _ = evaluator(*as_gluonts(data, paths))
+    ours = data.evaluate(paths)
+    assert ours["crps"] == pytest.approx(theirs["mean_wQuantileLoss"], rel=1e-5)
+    assert ours["crps_sum"] == pytest.approx(theirs["m_sum_mean_wQuantileLoss"], rel=1e-5)
+    assert ours["mase"] == pytest.approx(theirs["MASE"], rel=1e-5)
+    assert ours["nd"] == pytest.approx(theirs["ND"], rel=1e-5)
     low, high = np.quantile(paths, [0.05, 0.95], axis=0)
-    assert scores["coverage_90"] == pytest.approx(((low <= data.truth) & (data.truth <= high)).mean(), abs=0.02)
+    truth = data.windows.truth
+    assert ours["coverage_90"] == pytest.approx(((low <= truth) & (truth <= high)).mean(), abs=0.02)
 
 
 def test_the_seasonal_naive_score_is_gluonts_own(folder):
     from gluonts.evaluation import MultivariateEvaluator
-    from gluonts.model.forecast import SampleForecast
     from gluonts.model.seasonal_naive import SeasonalNaivePredictor
 
     data = load("series", folder)
     naive = SeasonalNaivePredictor(prediction_length=LENGTH, season_length=24)
-    forecasts, histories = [], []
-    for start in data.starts:
-        known = data.known[: start - 1]
+    paths = []
+    for start in data.windows.starts:
+        known = data.test[: start - 1]
         entries = [{"target": known[name].to_numpy(), "start": known.index[0]} for name in known]
-        samples = np.stack([forecast.samples for forecast in naive.predict(entries)], -1)
-        forecasts.append(SampleForecast(samples, start))
-        histories.append(data.known[: start + LENGTH - 1].set_axis(range(3), axis=1))
-    figures, _ = MultivariateEvaluator(quantiles=np.arange(1, 20) / 20, num_workers=0)(histories, forecasts)
+        paths.append(np.stack([forecast.samples for forecast in naive.predict(entries)], -1))
+    evaluator = MultivariateEvaluator(np.arange(1, 20) / 20, num_workers=0)
+    theirs, _ = evaluator(*as_gluonts(data, np.stack(paths, 1)))
     ours = data.evaluate(data.last_season())
-    assert ours["crps"] == pytest.approx(figures["mean_wQuantileLoss"]) and ours["mase"] == pytest.approx(
-        figures["MASE"]
-    )
+    assert ours["crps"] == pytest.approx(theirs["mean_wQuantileLoss"])
+    assert ours["mase"] == pytest.approx(theirs["MASE"])
 
 
 def test_a_random_walk_has_the_spread_of_the_changes():
     values = np.random.default_rng(0).normal(size=(5000, 2)).cumsum(0) * [1, 3]
     frame = pd.DataFrame(values, pd.period_range("2000-01-01", periods=5000, freq="D"))
-    options = datasets.SimpleNamespace(data_dir="", context_length=10, difference=1, scaling="mean")
-    data = datasets.series_of("series", frame[:4970], frame, [5000], 30, options)
+    config = ddpm.resolve({"dataset": "series", "context_length": 10, "difference": 1})
+    data = datasets.series_of("series", frame[:4970], frame, [5000], 30, config)
     paths = data.random_walk(4000)
     assert paths.shape == (4000, 1, 30, 2)
     np.testing.assert_allclose(paths.mean(0)[0, 0], values[4969], atol=0.2)
@@ -249,7 +270,8 @@ def test_a_run_forecasts_and_its_checkpoint_forecasts_what_comes_next(tmp_path, 
     assert result.returncode == 0, result.stderr
     (paths,) = run.glob("samples/*/samples.npy")
     assert np.load(paths).shape == (20, 1, LENGTH, 3)
-    assert restore(ddpm.load_checkpoint(run / "checkpoint.pt")["data"]).starts == [pd.Period("2024-01-01", "h") + HOURS]
+    (start,) = ddpm.load_model(run / "checkpoint.pt").data.windows.starts
+    assert start == pd.Period("2024-01-01", "h") + HOURS
 
 
 @pytest.mark.parametrize("dimensions", [1, 3])
@@ -339,7 +361,7 @@ def spoiled(frame, how):
         ("twice", "--data_dir .*several rows for 2024-01-01 08:00"),
         ("no values", "--data_dir .*plant 1 has no values"),
         ("short", "--prediction_length 6.*too few"),
-        ("gaps", "--freq None"),
+        ("gaps", "--freq: the time between rows cannot be told"),
     ],
 )
 def test_a_spoiled_csv_is_an_error_of_one_line(tmp_path, ddpm_command, how, message):
@@ -356,7 +378,7 @@ def test_rows_that_are_missing_are_missing_values(tmp_path, capsys):
     spoiled(pd.read_csv(csv), "gaps").to_csv(csv, index=False)
     data = load("series", csv, freq="h", prediction_length=LENGTH, difference=1)
     assert "3 of 400 rows are missing, the first 2024-01-01 05:00" in capsys.readouterr().out
-    assert np.isnan(data.items[[5, 9, 50]]).all() and np.isnan(data.items).sum() == 9
+    assert data.items.iloc[[5, 9, 50]].isna().all(axis=None) and data.items.isna().sum().sum() == 9
     weights = torch.cat([weight for _, _, weight in data.read([np.arange(20, 60)], "cpu")])
     assert (weights == 0).any() and weights.max() == 1
 
@@ -377,4 +399,43 @@ def test_a_forecast_goes_on_from_the_last_value_seen(tmp_path):
     data = restore(data.facts)
     assert np.isfinite(data.decode(torch.zeros(2, LENGTH, 3))).all()
     np.testing.assert_allclose(data.decode(torch.zeros(1, LENGTH, 3))[0, :, 0], values[-2, 0], rtol=1e-5)
-    assert data.draw(torch.zeros(2, LENGTH, 3)).ndim == 3
+    assert data.render(torch.zeros(2, LENGTH, 3)).ndim == 3
+
+
+@pytest.mark.parametrize("size", [1, 7, 10000])
+def test_any_eval_batch_size_draws_the_same_paths(tmp_path, ddpm_command, size):
+    csv = write_csv(tmp_path / "my.csv", waves())
+    flags = ["--dataset", "series", "--data_dir", csv, "--prediction_length", LENGTH, *TINY]
+    assert ddpm_command(*flags, "--eval_batch_size", 25).returncode == 0
+    before = np.load("exps/series_base/samples.npy")
+    result = ddpm_command("--evaluate", "--dataset", "series", "--eval_batch_size", size)
+    assert result.returncode == 0, result.stderr
+    (again,) = (tmp_path / "exps" / "series_base" / "samples").glob("*/samples.npy")
+    np.testing.assert_allclose(np.load(again), before, rtol=1e-3, atol=1e-3)
+
+
+def test_a_predictor_leaves_its_model_as_it_was(tmp_path, ddpm_command):
+    csv = write_csv(tmp_path / "my.csv", waves())
+    assert not ddpm_command("--dataset", "series", "--data_dir", csv, "--prediction_length", LENGTH, *TINY).returncode
+    predictor = ddpm.predictor(tmp_path / "exps/series_base/checkpoint.pt", seed=3)
+    entries = [{"target": waves(seed=i).T, "start": pd.Period("2024-01-01", "h")} for i in (0, 1)]
+    first, _ = predictor.predict(entries, num_samples=4)
+    list(predictor.predict(entries[1:], num_samples=4))
+    again, _ = predictor.predict(entries, num_samples=4)
+    assert np.array_equal(first.samples, again.samples)
+
+
+def test_sampling_of_many_series_is_split_into_what_fits(folder, monkeypatch):
+    data = load("series", folder)
+    model = ddpm.new_model(
+        ddpm.resolve({"dataset": "series", "prediction_length": LENGTH, "num_samples": 9}), data, "cpu"
+    )
+    batches, sample_batch = [], ddpm.sample_batch
+    monkeypatch.setattr(ddpm, "SAMPLED_VALUES", 4 * 3 * LENGTH * 3)  # four paths from each of three windows
+    monkeypatch.setattr(
+        ddpm,
+        "sample_batch",
+        lambda model, numbers, *rest: batches.append(len(numbers)) or sample_batch(model, numbers, *rest),
+    )
+    model.config.sampling_steps = 2
+    assert ddpm.sample(model, 9)[0].shape == (27, LENGTH, 3) and batches == [12, 12, 3]

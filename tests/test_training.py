@@ -1,5 +1,6 @@
 """Training: what a step does, exact resumption, several processes, and the figures computed after it."""
 
+import itertools
 import math
 import os
 import signal
@@ -8,46 +9,61 @@ import sys
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from test_series import waves, write_csv
 
 import ddpm
-from datasets import load
 from ddpm import NoiseScheduler
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 DIGITS = ["--dataset", "digits", "--num_timesteps", "50", "--hidden_size", "16", "--num_samples", "20"]
+SERIES = ["--dataset", "series", "--prediction_length", "6", "--num_timesteps", "10", "--hidden_size", "8"]
+SERIES += ["--sampling_steps", "3", "--num_samples", "5", "--train_batch_size", "32"]
 
 
-def begin(**given):
-    config = ddpm.resolve(given)
-    data = load(config.dataset)
-    return ddpm.begin(config, data, torch.device("cpu"), None), config, data
+def begin(**flags):
+    config = ddpm.resolve(flags)
+    return ddpm.Run(ddpm.new_model(config, ddpm.load(config), "cpu"))
 
 
-def test_training_lowers_the_loss_of_every_prediction_type_and_schedule():
-    for prediction_type, beta_schedule in zip(("epsilon", "v", "sample"), ("linear", "quadratic", "sigmoid")):
-        run, config, data = begin(prediction_type=prediction_type, beta_schedule=beta_schedule, learning_rate=2e-3)
-        with ddpm.progress_bar("", 1, "") as bar:
-            for _ in range(15):
-                run.history.append(ddpm.train_epoch(run, config, data, 250, bar))
-        assert run.history[-1]["loss"] < 0.98 * run.history[0]["loss"], prediction_type
+def train_epochs(run, number, batch_size):
+    with ddpm.progress_bar("", 1, "") as bar:
+        run.history += [ddpm.train_epoch(run, batch_size, bar) for _ in range(number)]
+    return [row["loss"] for row in run.history]
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "quadratic", "cosine", "sigmoid"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v", "sample"])
+def test_training_lowers_the_loss_of_every_prediction_type_with_every_schedule(prediction_type, beta_schedule):
+    run = begin(prediction_type=prediction_type, beta_schedule=beta_schedule, num_samples=50)
+    before = held_out_loss(run)
+    train_epochs(run, 3, 50)
+    assert held_out_loss(run) < 0.97 * before
+    assert ddpm.sample(run.average, 20)[0].isfinite().all()
+
+
+def held_out_loss(run):
+    model, generator = run.model, torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        batch = next(model.data.held_out(2000, 2000, "cpu"))
+        return ddpm.training_loss(model.denoiser, model.scheduler, model.data, batch, generator).item()
 
 
 def test_the_average_s_decay_grows_with_the_steps():
-    run, config, data = begin(ema_decay=0.9)
-    for batch in list(data.batches(100, 0, 1, "cpu"))[:80]:
-        before = run.average.head.weight.clone()
-        ddpm.train_step(run, config, data, batch)
+    run = begin(ema_decay=0.9)
+    average, weights = run.average.denoiser.head.weight, run.model.denoiser.head.weight
+    for batch in itertools.islice(run.model.data.batches(100, 0, 1, "cpu"), 80):
+        before = average.clone()
+        ddpm.train_step(run, batch)
         decay = min(0.9, (1 + run.step) / (10 + run.step))
-        torch.testing.assert_close(
-            run.average.head.weight, decay * before + (1 - decay) * run.model.head.weight.detach()
-        )
+        torch.testing.assert_close(average, decay * before + (1 - decay) * weights.detach())
 
 
 def test_classes_are_hidden_from_the_denoiser_one_time_in_ten():
-    run, _, data = begin(dataset="digits")
+    run = begin(dataset="digits")
     seen = []
 
     def network(x_t, t, cond):
@@ -56,21 +72,21 @@ def test_classes_are_hidden_from_the_denoiser_one_time_in_ten():
 
     run.generator.manual_seed(0)
     for epoch in range(1, 5):
-        for batch in data.batches(500, 0, epoch, "cpu"):
-            ddpm.training_loss(network, run.scheduler, data, batch, run.generator)
+        for batch in run.model.data.batches(500, 0, epoch, "cpu"):
+            ddpm.training_loss(network, run.model.scheduler, run.model.data, batch, run.generator)
     hidden = (torch.cat(seen) == 10).double().mean().item()
     assert abs(hidden - 0.1) < 4 * (0.09 / 6000) ** 0.5
 
 
 def test_guidance_is_the_formula_and_1_and_0_its_ends():
-    run, _, _ = begin(dataset="digits")
-    torch.nn.init.normal_(run.model.head.weight)
-    x_t, t, cond = torch.randn(4, 1, 8, 8), torch.full((4,), 500), torch.tensor([0, 3, 5, 9])
+    denoiser = begin(dataset="digits").model.denoiser
+    torch.nn.init.normal_(denoiser.head.weight)
+    x_t, t, cond = torch.randn(4, 1, 8, 8), torch.full((1,), 500), torch.tensor([0, 3, 5, 9])
     with torch.no_grad():
-        conditional, unconditional = run.model(x_t, t, cond), run.model(x_t, t, None)
+        conditional, unconditional = denoiser(x_t, t, cond), denoiser(x_t, t, None)
         for guidance in (0, 1, 2.5):
             expected = unconditional + guidance * (conditional - unconditional)
-            torch.testing.assert_close(ddpm.guided(run.model, x_t, t, cond, guidance), expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(denoiser.guided(x_t, t, cond, guidance), expected, rtol=1e-4, atol=1e-4)
 
 
 def same_weights(one, other):
@@ -98,6 +114,16 @@ def test_a_run_killed_in_mid_epoch_resumes_to_identical_weights(ddpm_command, tm
     assert len((checkpoint.parent / "log.csv").read_text().splitlines()) == 5
 
 
+def test_a_forecaster_with_dropout_resumes_to_identical_weights(ddpm_command, tmp_path):
+    flags = [*SERIES, "--data_dir", write_csv(tmp_path / "my.csv", waves()), "--dropout", 0.5]
+    assert ddpm_command(*flags, "--epochs", 3, "--experiment_name", "whole").returncode == 0
+    assert ddpm_command(*flags, "--epochs", 1, "--experiment_name", "grown").returncode == 0
+    assert ddpm_command("--resume", "--experiment_name", "grown", "--epochs", 3).returncode == 0
+    whole, grown = (tmp_path / "exps" / name for name in ("whole", "grown"))
+    assert same_weights(whole / "checkpoint.pt", grown / "checkpoint.pt")
+    assert np.array_equal(np.load(whole / "samples.npy"), np.load(grown / "samples.npy"))
+
+
 def test_more_epochs_can_be_added_to_a_finished_run(ddpm_command, tmp_path):
     assert ddpm_command(*DIGITS, "--epochs", 3, "--experiment_name", "whole").returncode == 0
     assert ddpm_command(*DIGITS, "--epochs", 2, "--experiment_name", "grown").returncode == 0
@@ -108,40 +134,60 @@ def test_more_epochs_can_be_added_to_a_finished_run(ddpm_command, tmp_path):
 def torchrun(*arguments):
     """Two processes in the current folder."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", ROOT / "ddpm.py"]
-    return subprocess.run(
-        [*command, *arguments], env=ONE_THREAD, capture_output=True, text=True, check=True, timeout=200
-    )
+    command += map(str, arguments)
+    return subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, check=True, timeout=200)
 
 
-def test_two_processes_follow_the_single_one_and_either_resumes_the_other(ddpm_command, tmp_path):
+def history(name):
+    return torch.load(f"exps/{name}/checkpoint.pt", weights_only=True)["history"]
+
+
+def test_two_processes_follow_the_single_one_and_either_resumes_the_other(ddpm_command):
     """The batch is shared: gradients differ by rounding alone."""
     flags = [*DIGITS, "--train_batch_size", "100"]
     assert ddpm_command(*flags, "--epochs", 3, "--experiment_name", "one").returncode == 0
-    done = torchrun(*flags, "--epochs", "2", "--experiment_name", "two")
+    done = torchrun(*flags, "--epochs", 2, "--experiment_name", "two")
     assert done.stdout.count("results:") == 1
-    one, two = (torch.load(tmp_path / "exps" / name / "checkpoint.pt", weights_only=True) for name in ("one", "two"))
-    for row, other in zip(one["history"], two["history"]):
+    for row, other in zip(history("one"), history("two")):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-3)
         assert row["step"] == other["step"]
     assert ddpm_command("--resume", "--experiment_name", "two", "--epochs", 3).returncode == 0
-    torchrun("--resume", "--experiment_name", "one", "--epochs", "4")
-    two = torch.load(tmp_path / "exps" / "two" / "checkpoint.pt", weights_only=True)
-    assert one["history"][2]["loss"] == pytest.approx(two["history"][2]["loss"], rel=5e-3)
+    torchrun("--resume", "--experiment_name", "one", "--epochs", 4)
+    assert history("one")[2]["loss"] == pytest.approx(history("two")[2]["loss"], rel=5e-3)
+
+
+def test_two_processes_draw_the_samples_of_the_single_one(ddpm_command):
+    """Also an odd number of them, and more processes than samples."""
+    assert ddpm_command(*DIGITS, "--epochs", 1, "--experiment_name", "one").returncode == 0
+    for number in (35, 1):
+        flags = ["--sample", "exps/one/checkpoint.pt", "--num_samples", number, "--sampler", "ddpm"]
+        done = torchrun(*flags)
+        folder = done.stdout.split()[-1]
+        samples = np.load(f"{folder}/samples.npy")
+        assert ddpm_command(*flags).stdout.split()[-1] == folder and len(samples) == number
+        assert np.abs(samples.astype(int) - np.load(f"{folder}/samples.npy")).max() <= 1  # a level, by rounding
+
+
+def test_processes_whose_missing_values_differ_follow_the_single_one(ddpm_command, tmp_path):
+    """The masked loss is a mean over the values that all processes have together."""
+    values = waves()
+    values[::3, 0] = np.nan
+    flags = [*SERIES, "--data_dir", write_csv(tmp_path / "my.csv", values), "--dropout", 0, "--epochs", 2]
+    assert ddpm_command(*flags, "--experiment_name", "one").returncode == 0
+    torchrun(*flags, "--experiment_name", "two")
+    for row, other in zip(history("one"), history("two")):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert row["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-3)
 
 
 def test_bf16_trains_like_fp32():
-    losses = []
-    for precision in ("fp32", "bf16"):
-        run, config, data = begin(dataset="digits", precision=precision, hidden_size=32)
-        with ddpm.progress_bar("", 1, "") as bar:
-            losses.append(
-                [run.history.append(r := ddpm.train_epoch(run, config, data, 100, bar)) or r["loss"] for _ in range(3)]
-            )
-    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
+    flags = {"dataset": "digits", "hidden_size": 32}
+    fp32, bf16 = (train_epochs(begin(precision=precision, **flags), 3, 100) for precision in ("fp32", "bf16"))
+    assert bf16 == pytest.approx(fp32, rel=0.02) and bf16 != fp32
 
 
 def test_a_weight_counts_values_in_the_loss():
-    scheduler = NoiseScheduler(10, prediction_type="sample")
+    scheduler = NoiseScheduler(10, "cosine", "sample")
     data = SimpleNamespace(time_axes=2, classes=None)
     x_0 = torch.ones(4, 5, 3)
     x_0[:, 2:] = torch.nan
@@ -164,15 +210,15 @@ def test_bits_per_dim_of_the_best_denoiser_is_the_closed_form():
     scheduler.interval = (-100.0, 100.0)
     a = scheduler.alphas_cumprod
     total = ddpm.prior_term(scheduler, x_0).mean().item()
-    expected = (0.5 * (a[-1] * variance - a[-1] - torch.log1p(-a[-1]))).item()
+    expected = 0.5 * (a[-1] * variance - a[-1] - math.log1p(-a[-1]))
     assert total == pytest.approx(expected, abs=1e-4)
     for t in (2, 10, 50, 100):
         x_t = scheduler.add_noise(x_0, noise, t)
-        best = a[t].sqrt() * variance / (a[t] * variance + 1 - a[t]) * x_t
+        best = a[t] ** 0.5 * variance / (a[t] * variance + 1 - a[t]) * x_t
         error = variance * (1 - a[t]) / (a[t] * variance + 1 - a[t])
         expected = (scheduler.snr(t - 1) - scheduler.snr(t)) / 2 * error
-        terms = ddpm.bound_terms(scheduler, x_0, x_t, torch.full((200_000,), t), best, bin_width=0.01)
-        assert terms.mean().item() == pytest.approx(expected.item(), rel=0.02)
+        terms = ddpm.bound_terms(scheduler, x_0, best, torch.full((200_000,), t), bin_width=0.01)
+        assert terms.mean().item() == pytest.approx(expected, rel=0.02)
 
 
 def test_the_decoder_s_bins_sum_to_one_and_its_tails_are_finite():
@@ -180,29 +226,61 @@ def test_the_decoder_s_bins_sum_to_one_and_its_tails_are_finite():
     levels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
     t = torch.ones(256, dtype=torch.int64)
     for centre in (-1.0, 0.3, 1.0):
-        terms = ddpm.bound_terms(scheduler, levels, levels, t, torch.full((256,), centre), bin_width=2 / 255)
+        terms = ddpm.bound_terms(scheduler, levels, torch.full((256,), centre), t, bin_width=2 / 255)
         assert torch.exp(-terms).sum().item() == pytest.approx(1, abs=1e-6)
         assert terms.isfinite().all()
 
 
 def test_bits_per_dim_needs_no_more_than_8_bits_for_a_denoiser_that_knows_the_data(monkeypatch):
     """For data that is always the same, the perfect denoiser pays for the decoder's width alone."""
-    data = load("digits")
-    data.items = data.items * 0 + 128
-    config = ddpm.resolve({"dataset": "digits", "prediction_type": "sample"})
-    scheduler = NoiseScheduler(1000, "cosine", "sample", data.interval)
-    figures = ddpm.bits_per_dim(
-        lambda x_t, t, cond: torch.full_like(x_t, 128 / 127.5 - 1), scheduler, data, config, 400
-    )
-    half_bin, sigma = 1 / 255, scheduler.betas[1].sqrt()
+    model = begin(dataset="digits", prediction_type="sample").model
+    model.data.items = model.data.items * 0 + 128
+    model.denoiser = lambda x_t, t, cond: torch.full_like(x_t, 128 / 127.5 - 1)
+    figures = ddpm.bits_per_dim(model, 400)
+    half_bin, sigma = 1 / 255, model.scheduler.betas[1] ** 0.5
     decoder = -math.log2(math.erf(half_bin / sigma / 2**0.5))
     assert figures["bits_per_dim"] == pytest.approx(decoder, abs=5 * figures["bits_per_dim_standard_error"] + 1e-3)
 
 
-def test_sampling_is_the_same_in_small_batches_for_deterministic_samplers_but_for_the_noise():
-    run, config, data = begin(dataset="digits")
-    x_0, way = ddpm.sample(run.average, run.scheduler, data, config, 30)
-    assert x_0.shape == (30, 1, 8, 8) and way.shape[1:] == (30, 1, 8, 8)
-    config.eval_batch_size = 7
-    again, _ = ddpm.sample(run.average, run.scheduler, data, config, 30)
-    assert again.shape == x_0.shape and again.isfinite().all()
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+def test_samples_are_the_same_in_batches_of_any_size(sampler):
+    model = begin(dataset="digits", sampler=sampler, sampling_steps=10, eta=0.5).average
+    torch.nn.init.normal_(model.denoiser.head.weight, std=0.1)
+    whole, film = ddpm.sample(model, 70, frames=5)
+    assert whole.shape == (70, 1, 8, 8) and film.shape == (5, 40, 1, 8, 8)
+    assert torch.equal(film[-1], whole[:40])
+    for size in (1, 7, 33):
+        model.config.eval_batch_size = size
+        torch.testing.assert_close(ddpm.sample(model, 70)[0], whole, rtol=0, atol=1e-4)
+
+
+def test_only_the_first_batch_is_filmed():
+    model = begin(dataset="digits", eval_batch_size=30, sampling_steps=4).average
+    x_0, film = ddpm.sample(model, 70, frames=3)
+    assert film.shape == (3, 30, 1, 8, 8) and torch.equal(film[-1], x_0[:30])
+
+
+def test_a_model_from_a_checkpoint_draws_what_the_run_drew(ddpm_command):
+    assert ddpm_command(*DIGITS, "--epochs", 1, "--label", 7).returncode == 0
+    run = torch.from_numpy(np.load("exps/digits_base/samples.npy"))
+    model = ddpm.load_model("exps/digits_base/checkpoint.pt")
+    assert np.array_equal(model.data.decode(ddpm.sample(model, 20)[0]), run)
+    changed = ddpm.load_model("exps/digits_base/checkpoint.pt", label=3, guidance=1)
+    assert (changed.config.label, changed.config.guidance, model.config.guidance) == (3, 1, 2)
+    assert not torch.equal(ddpm.sample(changed, 20)[0], ddpm.sample(model, 20)[0])
+    with pytest.raises(ddpm.UsageError, match="--lable"):
+        ddpm.load_model("exps/digits_base/checkpoint.pt", lable=3)
+
+
+def test_a_checkpoint_is_written_when_the_last_is_ten_seconds_old(ddpm_command, monkeypatch):
+    clock, written, save = itertools.count(0, 1.0), [], ddpm.save
+    monkeypatch.setattr(ddpm.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(
+        ddpm,
+        "save",
+        lambda state, path: written.append((path.name, len(state.get("history", ())))) or save(state, path),
+    )
+    points = ["--dataset", "moons", "--num_timesteps", 10, "--hidden_size", 8, "--num_samples", 100]
+    assert ddpm_command(*points, "--train_batch_size", 8000, "--epochs", 12, "--save_every", 50).returncode == 0
+    epochs = [epoch for name, epoch in written if name == "checkpoint.pt"]
+    assert epochs[:2] == [0, 1] and epochs[-1] == 12 and 4 <= len(epochs) < 8

@@ -17,7 +17,8 @@ from diffusers import UNet2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from models import UNet
+import ddpm
+from datasets import restore
 
 BATCH, ROUNDS, SAMPLING_STEPS = 128, 5, 20
 
@@ -52,7 +53,9 @@ def seconds(work) -> float:
 
 
 def main():
-    models = {"ours": UNet((1, 28, 28), 10, num_timesteps=1000), "diffusers": Diffusers(), "lucidrains": Lucidrains()}
+    data = restore({"name": "mnist", "shape": [1, 28, 28], "classes": [str(digit) for digit in range(10)]})
+    ours = ddpm.new_model(ddpm.resolve({"dataset": "mnist"}), data, "cpu").denoiser
+    models = {"ours": ours, "diffusers": Diffusers(), "lucidrains": Lucidrains()}
     x, t, cond = torch.randn(BATCH, 1, 28, 28), torch.randint(1, 1000, (BATCH,)), torch.randint(0, 10, (BATCH,))
     left, right = torch.randn(2, 4096, 4096)
 
