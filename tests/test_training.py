@@ -135,7 +135,9 @@ def torchrun(*arguments):
     """Two processes in the current folder."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", ROOT / "ddpm.py"]
     command += map(str, arguments)
-    return subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, check=True, timeout=200)
+    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def history(name):
