@@ -841,10 +841,10 @@ class Series(Data):
 
     def score(self, x, device="cpu", thorough=False):
         """Scores on the test windows, beside those of two forecasts that learn nothing."""
-        paths = self.by_window(x)
-        peers = {"seasonal_naive": self.last_season(), "random_walk": self.random_walk(len(paths))}
-        scores = {"paths": len(paths), "windows": self.histories} | self.evaluate(paths)
-        return scores | {name: self.evaluate(forecast) for name, forecast in peers.items()}
+        number = len(x) // self.histories
+        scores = {"paths": number, "windows": self.histories} | self.evaluate(self.by_window(x))
+        scores["seasonal_naive"] = self.evaluate(self.last_season())
+        return scores | {"random_walk": self.evaluate(self.random_walk(number))}
 
     def evaluate(self, paths: np.ndarray) -> dict:
         """Scores of paths (n, windows, prediction_length, dimensions) as GluonTS's evaluator defines them."""
@@ -874,11 +874,13 @@ class Series(Data):
         """Paths whose changes over `difference` steps (1 where that is 0) are drawn from those of the training data."""
         generator, difference = np.random.default_rng(0), self.difference or 1
         moves = np.nan_to_num(changes(self.items.to_numpy()[None], difference)[0])
-        paths = [self.past.values[None, :, -difference:].numpy().repeat(number, 0)]
-        for _ in range(0, self.prediction_length, difference):
+        paths, last = [], self.past.values[None, :, -difference:].numpy()
+        for begin in range(0, self.prediction_length, difference):
+            steps = np.arange(min(difference, self.prediction_length - begin))
             first = generator.integers(len(moves) - difference + 1, size=(number, self.histories, 1))
-            paths.append(paths[-1] + moves[first + np.arange(difference)])
-        return np.concatenate(paths[1:], 2)[:, :, : self.prediction_length]
+            last = last[:, :, : len(steps)] + moves[first + steps]
+            paths.append(last)
+        return np.concatenate(paths, 2)
 
 
 def quantiles(paths: np.ndarray) -> np.ndarray:

@@ -318,12 +318,12 @@ class VectorDenoiser(Denoiser):
         self.skip = zero(nn.Linear(width, dimensions))
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        e = F.silu(cond + self.embed(self.embed_time(t / self.num_timesteps)))
+        e = cond + self.embed(self.embed_time(t / self.num_timesteps))
         e, *shifts = e.chunk(1 + len(self.layers), dim=-1)
         h = self.stem(x_t)
         for layer, shift in zip(self.layers, shifts):
             h = layer(h, shift)
-        return self.head(F.silu(h)) + self.skip(e) * x_t
+        return self.head(F.silu(h)) + self.skip(F.silu(e)) * x_t
 
 
 class ResidualLayer(nn.Module):

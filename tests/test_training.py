@@ -38,7 +38,7 @@ def train_epochs(run, number, batch_size):
 @pytest.mark.parametrize("beta_schedule", ["linear", "quadratic", "cosine", "sigmoid"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v", "sample"])
 def test_training_lowers_the_loss_of_every_prediction_type_with_every_schedule(prediction_type, beta_schedule):
-    run = begin(prediction_type=prediction_type, beta_schedule=beta_schedule, num_samples=50)
+    run = begin(prediction_type=prediction_type, beta_schedule=beta_schedule, dataset="circle")
     before = held_out_loss(run)
     train_epochs(run, 3, 50)
     assert held_out_loss(run) < 0.97 * before
@@ -115,7 +115,7 @@ def test_a_run_killed_in_mid_epoch_resumes_to_identical_weights(ddpm_command, tm
 
 
 def test_a_forecaster_with_dropout_resumes_to_identical_weights(ddpm_command, tmp_path):
-    flags = [*SERIES, "--data_dir", write_csv(tmp_path / "my.csv", waves()), "--dropout", 0.5]
+    flags = [*SERIES, "--data_dir", write_csv(tmp_path / "my.csv", waves(200, 1)), "--dropout", 0.5]
     assert ddpm_command(*flags, "--epochs", 3, "--experiment_name", "whole").returncode == 0
     assert ddpm_command(*flags, "--epochs", 1, "--experiment_name", "grown").returncode == 0
     assert ddpm_command("--resume", "--experiment_name", "grown", "--epochs", 3).returncode == 0
@@ -172,8 +172,8 @@ def test_two_processes_draw_the_samples_of_the_single_one(ddpm_command):
 
 def test_processes_whose_missing_values_differ_follow_the_single_one(ddpm_command, tmp_path):
     """The masked loss is a mean over the values that all processes have together."""
-    values = waves()
-    values[::3, 0] = np.nan
+    values = waves(200, 1)
+    values[::3] = np.nan
     flags = [*SERIES, "--data_dir", write_csv(tmp_path / "my.csv", values), "--dropout", 0, "--epochs", 2]
     assert ddpm_command(*flags, "--experiment_name", "one").returncode == 0
     torchrun(*flags, "--experiment_name", "two")
