@@ -80,7 +80,8 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
     "training": {
         "epochs": option({"points": 400, "images audio": 20, "series": 6}, "passes over the data", **count),
         "train_batch_size": option({"points": 1024, "images": 128, "audio series": 64}, "items in a step", **count),
-        "learning_rate": option({"points": 2e-3, "images audio series": 1e-3}, "learning rate of AdamW", **positive),
+        "learning_rate": option({"points series": 0.01, "images audio": 0.02}, "learning rate of Muon", **positive),
+        "time_power": option({"points": 3.0, "images audio series": 1.0}, "t is T u^N for uniform u", **positive),
         "ema_decay": option(0.999, "final decay of the weights' moving average", **share),
         "save_every": option({"points": 40, "images audio series": 1}, "epochs between kept checkpoints", **count),
     },
@@ -153,7 +154,6 @@ if __name__ == "__main__":
 import base64
 import copy
 import dataclasses
-import datetime
 import itertools
 import json
 import os
@@ -428,12 +428,9 @@ def sample_batch(model: Model, numbers: range, frames: int, bar: tqdm) -> tuple[
 
 
 def noise_of(seed: int, numbers: range, device):
-    """A function that draws noise of a shape for the samples of these numbers.
-
-    Each block of NOISE_BLOCK samples has a generator of its own: noise depends on the sample, not on its batch.
-    """
+    """Returns draw(shape): noise that depends on a sample's number, not on its batch; NOISE_BLOCK share a generator."""
     first, last = numbers[0] // NOISE_BLOCK, numbers[-1] // NOISE_BLOCK
-    seeds = [seed_from(seed, block, 0, 1) for block in range(first, last + 1)]
+    seeds = (seed_from(seed, block, 0, 1) for block in range(first, last + 1))
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def draw(shape):
@@ -518,7 +515,7 @@ class Run:
         denoiser, config = model.denoiser, model.config
         average = copy.deepcopy(denoiser).requires_grad_(False).eval()
         self.model, self.average = model, dataclasses.replace(model, denoiser=average)  # samples come from the average
-        self.optimizer = torch.optim.AdamW(denoiser.parameters(), config.learning_rate, fused=True)
+        self.optimizers = models.optimizers(denoiser, config.learning_rate)
         self.generator = torch.Generator(model.scheduler.device)
         self.step, self.history = 0, []
         if config.compile:
@@ -529,15 +526,15 @@ class Run:
     def state_dict(self) -> dict:
         """A checkpoint, of which `load_model` needs the first line."""
         average, config, facts = self.average.denoiser.state_dict(), vars(self.model.config), self.model.data.facts
-        state = {"model": self.model.denoiser.state_dict(), "optimizer": self.optimizer.state_dict()}
-        state |= {"step": self.step, "history": self.history}
+        state = {"model": self.model.denoiser.state_dict(), "step": self.step, "history": self.history}
+        state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
         return {"config": config, "data": facts, "average": average} | state
 
     def load_state_dict(self, state: dict) -> None:
         """Continue where `state` was saved. Raises UsageError."""
-        load_part(self.model.denoiser, state["model"])
-        load_part(self.average.denoiser, state["average"])
-        load_part(self.optimizer, state["optimizer"])
+        parts = [self.model.denoiser, self.average.denoiser, *self.optimizers]
+        for part, saved in zip(parts, [state["model"], state["average"], *state["optimizers"]]):
+            load_part(part, saved)
         self.step, self.history = state["step"], state["history"]
 
 
@@ -549,16 +546,18 @@ def load_part(part, state: dict) -> None:
         raise UsageError("the checkpoint is of another version of this program; train anew") from error
 
 
-def training_loss(network, scheduler: NoiseScheduler, data: Data, batch, generator: torch.Generator) -> Tensor:
+def training_loss(network, scheduler, data: Data, batch, generator: torch.Generator, time_power: float) -> Tensor:
     """Mean squared error of the denoiser's prediction at random times (Ho et al. 2020, algorithm 1 and eq. 14).
 
+    Times are T u^time_power for uniform u: a power above 1 spends more of the training where there is little noise.
     Random numbers are drawn for the batches of all processes, so that they do not depend on how many there are.
     """
     x_0, cond, weight = batch
     rank, world_size = process()
     device, items = x_0.device, len(x_0) * world_size
     times = (items, *x_0.shape[1 : data.time_axes])
-    t = torch.randint(1, scheduler.num_timesteps + 1, times, generator=generator, device=device)[rank::world_size]
+    u = torch.rand(times, generator=generator, device=device)[rank::world_size]
+    t = (scheduler.num_timesteps * u**time_power).ceil().long().clamp(min=1)
     noise = torch.randn((items, *x_0.shape[1:]), generator=generator, device=device)[rank::world_size]
     if data.classes:
         hidden = torch.rand(items, generator=generator, device=device)[rank::world_size] < LABEL_DROPOUT
@@ -574,16 +573,17 @@ def training_loss(network, scheduler: NoiseScheduler, data: Data, batch, generat
 
 
 def train_step(run: Run, batch) -> Tensor:
-    """One step of AdamW and of the moving average; returns the loss and the gradient's norm, still on the device."""
+    """One step of the optimizers and the moving average; returns the loss and the gradient's norm, on the device."""
     model, config = run.model, run.model.config
     run.step += 1
-    run.optimizer.param_groups[0]["lr"] = config.learning_rate * min(1, run.step / WARMUP_STEPS)
     with models.autocast(config.precision, model.scheduler.device):
-        loss = training_loss(run.network, model.scheduler, model.data, batch, run.generator)
+        loss = training_loss(run.network, model.scheduler, model.data, batch, run.generator, config.time_power)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.denoiser.parameters(), GRADIENT_CLIP)
-    run.optimizer.step()
-    run.optimizer.zero_grad()
+    for optimizer in run.optimizers:
+        optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * min(1, run.step / WARMUP_STEPS)
+        optimizer.step()
+        optimizer.zero_grad()
     decay = min(config.ema_decay, (1 + run.step) / (10 + run.step))  # a young average must forget its start
     with torch.no_grad():
         torch._foreach_lerp_(list(run.average.denoiser.parameters()), list(model.denoiser.parameters()), 1 - decay)
@@ -610,9 +610,8 @@ def train_epoch(run: Run, batch_size: int, bar: tqdm) -> dict:
     if world_size > 1:
         dist.all_reduce(sums)
     loss, norm = (sums / steps / world_size).tolist()
-    seconds = time.monotonic() - start
-    row = {"epoch": epoch, "step": run.step, "loss": loss, "gradient_norm": norm}
-    return row | {"seconds": seconds, "items_per_second": steps * batch_size / seconds}
+    row = {"epoch": epoch, "step": run.step, "loss": loss, "gradient_norm": norm, "seconds": time.monotonic() - start}
+    return row | {"items_per_second": steps * batch_size / row["seconds"]}
 
 
 def train(run: Run, folder: Path) -> None:
@@ -826,8 +825,8 @@ def main(given: dict) -> int:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # what "cuda" stands for
         device = choose_device(given.get("device", "auto"))
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # started by torchrun
-            a_week = datetime.timedelta(days=7)  # processes wait for the first, which decodes data and scores samples
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun; all wait while the first process decodes and scores
+            a_week = pd.Timedelta(days=7)
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=a_week)
         act = from_checkpoint if {"sample", "evaluate"} & set(given) else train_or_resume
         folder, metrics = act(given, device)

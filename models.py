@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from positional_embeddings import embedding
 
+ADAMW_SHARE = 0.15  # of Muon's learning rate
+
 
 class Denoiser(nn.Module):
     """A network that samples of `shape` are drawn with."""
@@ -315,7 +317,7 @@ class VectorDenoiser(Denoiser):
         self.stem = nn.Linear(dimensions, width)
         self.layers = nn.ModuleList(ResidualLayer(width) for _ in range(layers))
         self.head = zero(nn.Linear(width, dimensions))
-        self.skip = zero(nn.Linear(width, dimensions))
+        self.gain = zero(nn.Linear(width, dimensions))
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         e = cond + self.embed(self.embed_time(t / self.num_timesteps))
@@ -323,7 +325,7 @@ class VectorDenoiser(Denoiser):
         h = self.stem(x_t)
         for layer, shift in zip(self.layers, shifts):
             h = layer(h, shift)
-        return self.head(F.silu(h)) + self.skip(F.silu(e)) * x_t
+        return self.head(F.silu(h)) + self.gain(F.silu(e)) * x_t
 
 
 class ResidualLayer(nn.Module):
@@ -344,6 +346,48 @@ def autocast(precision: str, device: torch.device):
     in_hardware = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     enabled = precision == "bf16" or (precision == "auto" and in_hardware)
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def optimizers(denoiser: Denoiser, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon at `learning_rate` for the matrices between the first and the last layer, AdamW for all else.
+
+    Embeddings, first and last layers, norms and biases get ADAMW_SHARE of the rate.
+    """
+    inner, outer = [], []
+    for name, weight in denoiser.named_parameters():
+        is_outer = any(part.startswith(("embed", "stem", "head", "gain")) for part in name.split("."))
+        (outer if is_outer or weight.ndim < 2 else inner).append(weight)
+    return [Muon(inner, learning_rate), torch.optim.AdamW(outer, ADAMW_SHARE * learning_rate, fused=True)]
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrices are made orthogonal (Jordan et al. 2024, "Muon").
+
+    The kernel of a convolution is the matrix (out_channels, all else).
+    """
+
+    def __init__(self, weights, lr: float, momentum: float = 0.95):
+        super().__init__(weights, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                average = self.state[weight].setdefault("average", torch.zeros_like(weight))
+                average.lerp_(weight.grad, 1 - group["momentum"])
+                update = orthogonal(weight.grad.lerp(average, group["momentum"]).flatten(1))  # Nesterov's momentum
+                rows, columns = update.shape
+                weight.sub_(group["lr"] * max(1, rows / columns) ** 0.5 * update.view(weight.shape))
+
+
+def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
+    """About U V^T for the matrix U S V^T: singular values between 0.7 and 1.2, by Newton-Schulz iterations."""
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        a = x @ x.T
+        x = 3.4445 * x + (2.0315 * a @ a - 4.775 * a) @ x  # Jordan's coefficients
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

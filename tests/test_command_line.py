@@ -63,7 +63,7 @@ def test_a_run_leaves_what_it_should_and_says_where(arguments, ddpm_command, tmp
     rows = list(csv.DictReader((folder / "log.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"] and float(rows[1]["loss"]) < 1.5
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert ("ratio" if arguments is POINTS else "bits_per_dim") in metrics
+    assert ("distance_to_data" if arguments is POINTS else "bits_per_dim") in metrics
     assert len(np.load(folder / "samples.npy")) == int(arguments[arguments.index("--num_samples") + 1])
     for name, frames in {"forward": 11, "reverse": 11, "training": 2}.items():
         gif = imageio.imread(folder / f"{name}.gif")

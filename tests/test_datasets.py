@@ -50,12 +50,33 @@ def test_sliced_wasserstein_equals_scipy_direction_by_direction_and_a_shift_s_cl
     assert sliced_wasserstein(x, x + [3, 4]) == pytest.approx(5 / 2**0.5)  # E over directions of (5 cos)^2 = 25 / 2
 
 
-def test_points_score_is_one_floor_for_true_samples_and_more_for_wrong_ones():
-    data = load("moons")
+def test_nearest_distance_is_that_of_the_definition_and_zero_for_the_same_points():
+    x, y = np.random.default_rng(0).normal(size=(2, 300, 2))
+    every = np.sqrt(((x[:, None] - y) ** 2).sum(-1))
+    assert datasets.nearest_distance(x, y) == pytest.approx(every.min(1).mean())
+    assert datasets.nearest_distance(x, x[::-1]) == 0
+
+
+def points_ratios(data, x):
+    scores = data.score(x)
+    assert set(scores["true_samples"]) == {"sliced_wasserstein", "distance_to_data"}
+    return scores["sliced_wasserstein_ratio"], scores["distance_to_data_ratio"]
+
+
+@pytest.mark.parametrize("name", ["circle", "dino", "line", "moons"])
+def test_points_scores_are_one_for_true_samples_and_more_for_wrong_ones(name):
+    data = load(name)
     true = data.encode(torch.from_numpy(data.items[:2000]))
-    assert 0.7 < data.score(true)["ratio"] < 1.3
-    assert data.score(1.1 * true)["ratio"] > 1.5
-    assert data.score(torch.randn(2000, 2))["ratio"] > 3
+    assert all(0.6 < ratio < 1.4 for ratio in points_ratios(data, true))
+    assert points_ratios(data, 1.1 * true)[0] > 1.5
+    assert min(points_ratios(data, torch.randn(2000, 2))) > 1.4
+
+
+def test_distance_to_data_sees_a_blur_that_the_sliced_wasserstein_distance_hardly_sees():
+    data = load("dino")
+    true = data.encode(torch.from_numpy(data.items[:2000]))
+    wasserstein, nearest = points_ratios(data, true + 0.05 * torch.randn(2000, 2))
+    assert wasserstein < 1.3 and nearest > 1.5
 
 
 def test_batches_depend_on_seed_and_epoch_alone_and_cover_the_data():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import MLP, Attention, UNet
+from models import MLP, Attention, Muon, UNet, optimizers, orthogonal
 from positional_embeddings import EMBEDDINGS, embedding
 
 EMBEDDING = {"embedding_size": 128, "time_embedding": "sinusoidal"}
@@ -118,3 +118,49 @@ def test_torch_torchvision_and_torchaudio_fit_together():
     boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.9]])
     assert torchvision.ops.nms(boxes, torch.tensor([0.5, 0.9]), 0.5).tolist() == [1]
     assert torchaudio.functional.resample(torch.zeros(8), 2, 1).shape == (4,)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 72), (96, 16)])
+def test_orthogonal_keeps_the_singular_vectors_and_makes_the_values_nearly_one(shape):
+    """U V^T by a singular value decomposition; the iteration leaves values between 0.7 and 1.2."""
+    matrix = torch.randn(shape, dtype=torch.float64)
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    inner = u.T @ orthogonal(matrix) @ v.T
+    torch.testing.assert_close(inner, torch.diag(inner.diagonal()), rtol=0, atol=1e-9)
+    large = s > 0.02 * s.max()  # what is nearly zero needs more steps
+    assert ((inner.diagonal() > 0.65) & (inner.diagonal() < 1.25))[large].all()
+
+
+@pytest.mark.parametrize("shape", [(24, 16), (16, 24)])
+def test_muon_is_that_of_pytorch_for_matrices(shape):
+    """Theirs iterates in bfloat16."""
+    start, gradients = torch.randn(shape), torch.randn(5, *shape)
+    weights = [torch.nn.Parameter(start.clone()) for _ in range(2)]
+    pair = Muon(weights[:1], lr=0.02), torch.optim.Muon(weights[1:], lr=0.02, weight_decay=0)
+    for gradient in gradients:
+        for weight, optimizer in zip(weights, pair):
+            weight.grad = gradient.clone()
+            optimizer.step()
+    moved = (weights[1] - start).norm()
+    assert (weights[0] - weights[1]).norm() < 0.02 * moved
+
+
+def test_muon_takes_a_kernel_for_a_matrix():
+    kernel = torch.nn.Parameter(torch.randn(8, 4, 3, 3))
+    matrix = torch.nn.Parameter(kernel.detach().flatten(1).clone())
+    for weight in (kernel, matrix):
+        weight.grad = torch.arange(288.0).sin().view(weight.shape)
+        Muon([weight], lr=0.02).step()
+    torch.testing.assert_close(kernel.flatten(1), matrix)
+
+
+def test_muon_gets_the_inner_matrices_and_adamw_every_other_weight():
+    model = unet((1, 8, 8), num_classes=3, hidden_size=16, channel_multipliers=[1, 2])
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    inner, outer = (
+        [names[id(weight)] for weight in part.param_groups[0]["params"]] for part in optimizers(model, 0.02)
+    )
+    assert sorted(inner + outer) == sorted(names.values())
+    assert {name.split(".")[0] for name in inner} == {"down", "shrink", "middle", "attention", "grow", "up"}
+    assert all(name.endswith("weight") and "norm" not in name for name in inner)
+    assert {"stem.weight", "head.weight", "embed_class.weight", "embed_time.1.weight"} <= set(outer)

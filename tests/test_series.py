@@ -144,7 +144,7 @@ def test_missing_values_count_neither_in_the_loss_nor_in_the_scale(tmp_path):
         x = torch.where(weight > 0, x_0, torch.tensor(float(fill)))
         generator = torch.Generator().manual_seed(0)
         network = lambda x_t, t, cond: torch.zeros_like(x_t)  # noqa: E731
-        losses.append(ddpm.training_loss(network, scheduler, data, (x, past, weight), generator))
+        losses.append(ddpm.training_loss(network, scheduler, data, (x, past, weight), generator, 1.0))
     assert losses[0] == losses[1] > 0
 
 

@@ -49,7 +49,7 @@ def held_out_loss(run):
     model, generator = run.model, torch.Generator().manual_seed(0)
     with torch.no_grad():
         batch = next(model.data.held_out(2000, 2000, "cpu"))
-        return ddpm.training_loss(model.denoiser, model.scheduler, model.data, batch, generator).item()
+        return ddpm.training_loss(model.denoiser, model.scheduler, model.data, batch, generator, 1.0).item()
 
 
 def test_the_average_s_decay_grows_with_the_steps():
@@ -60,6 +60,18 @@ def test_the_average_s_decay_grows_with_the_steps():
         ddpm.train_step(run, batch)
         decay = min(0.9, (1 + run.step) / (10 + run.step))
         torch.testing.assert_close(average, decay * before + (1 - decay) * weights.detach())
+
+
+@pytest.mark.parametrize("power", [1.0, 3.0])
+def test_times_are_drawn_with_the_power_asked_for(power):
+    """P(t <= k) = (k / T)^(1 / power) for t = T u^power, rounded up."""
+    scheduler, seen = NoiseScheduler(50, "cosine", "v"), []
+    network = lambda x_t, t, cond: seen.append(t) or x_t  # noqa: E731
+    data, batch = SimpleNamespace(time_axes=1, classes=None), (torch.zeros(100_000, 2), None, None)
+    ddpm.training_loss(network, scheduler, data, batch, torch.Generator().manual_seed(0), power)
+    assert seen[0].min() == 1 and seen[0].max() == 50
+    for k in (1, 5, 20, 45):
+        assert (seen[0] <= k).double().mean().item() == pytest.approx((k / 50) ** (1 / power), abs=0.006)
 
 
 def test_classes_are_hidden_from_the_denoiser_one_time_in_ten():
@@ -73,7 +85,7 @@ def test_classes_are_hidden_from_the_denoiser_one_time_in_ten():
     run.generator.manual_seed(0)
     for epoch in range(1, 5):
         for batch in run.model.data.batches(500, 0, epoch, "cpu"):
-            ddpm.training_loss(network, run.model.scheduler, run.model.data, batch, run.generator)
+            ddpm.training_loss(network, run.model.scheduler, run.model.data, batch, run.generator, 1.0)
     hidden = (torch.cat(seen) == 10).double().mean().item()
     assert abs(hidden - 0.1) < 4 * (0.09 / 6000) ** 0.5
 
@@ -200,7 +212,7 @@ def test_a_weight_counts_values_in_the_loss():
         shapes.append(t.shape)
         return torch.full_like(x_t, 3.0)
 
-    loss = ddpm.training_loss(network, scheduler, data, (x_0.nan_to_num(), None, weight), torch.Generator())
+    loss = ddpm.training_loss(network, scheduler, data, (x_0.nan_to_num(), None, weight), torch.Generator(), 1.0)
     assert loss.item() == pytest.approx(4) and shapes == [(4, 5)]
 
 
