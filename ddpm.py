@@ -78,7 +78,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
         "patch_size": option({"images audio": 2}, "side of the squares the UNet takes as one pixel", **count),
     },
     "training": {
-        "epochs": option({"points": 400, "images audio": 20, "series": 6}, "passes over the data", **count),
+        "epochs": option({"points": 320, "images audio": 20, "series": 6}, "passes over the data", **count),
         "train_batch_size": option({"points": 1024, "images": 128, "audio series": 64}, "items in a step", **count),
         "learning_rate": option({"points": 0.01, "images audio": 0.02, "series": 3e-3}, "learning rate", **positive),
         "time_power": option({"points": 3.0, "images audio series": 1.0}, "t is T u^N for uniform u", **positive),
