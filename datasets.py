@@ -25,6 +25,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pandas as pd
 import torch
+from gluonts.time_feature import get_seasonality, time_features_from_frequency_str
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
@@ -205,10 +206,7 @@ class Points(Data):
         return pixels_of(figure)
 
     def score(self, x, device="cpu", thorough=False):
-        """Two distances to true samples of the same size, beside those between true samples: no model can do better.
-
-        `sliced_wasserstein` sees where the points lie as a whole, `distance_to_data` how far they lie off the lines.
-        """
+        """Distances to true samples of the same size, beside those between true samples: no model can do better."""
         true = self.encode(torch.from_numpy(self.items[self.test])).numpy()
         x = x[: len(true) // 2].float().cpu().numpy()
         true = true[: len(true) // len(x) * len(x)].reshape(-1, len(x), 2)
@@ -860,7 +858,7 @@ class Series(Data):
 
     def evaluate(self, paths: np.ndarray) -> dict:
         """Scores of paths (n, windows, prediction_length, dimensions) as GluonTS's evaluator defines them."""
-        truth, season = self.windows.truth, seasonality(self.freq)
+        truth, season = self.windows.truth, get_seasonality(self.freq)
         levels = quantiles(paths)
         scores = {"crps": weighted_quantile_loss(levels, truth)}
         if len(self.names) > 1:
@@ -879,7 +877,7 @@ class Series(Data):
 
     def last_season(self) -> np.ndarray:
         """The seasonal-naive forecast: the last season over and over."""
-        season = self.past.values[:, -seasonality(self.freq) :].numpy()
+        season = self.past.values[:, -get_seasonality(self.freq) :].numpy()
         return season[None][:, :, np.arange(self.prediction_length) % season.shape[1]]
 
     def random_walk(self, number: int) -> np.ndarray:
@@ -954,8 +952,6 @@ def last_seen(values: np.ndarray) -> np.ndarray:
 
 def calendar(start: pd.Period, length: int, freq: str) -> np.ndarray:
     """GluonTS's time features from `start` on, and how near Christmas and New Year are: (length, features) float32."""
-    from gluonts.time_feature import time_features_from_frequency_str
-
     index = pd.period_range(start, periods=length)
     features = [feature(index) for feature in time_features_from_frequency_str(freq)]
     day = index.dayofyear.to_numpy()
@@ -965,16 +961,9 @@ def calendar(start: pd.Period, length: int, freq: str) -> np.ndarray:
     return np.stack(features, 1).astype(np.float32)
 
 
-def seasonality(freq: str) -> int:
-    """Steps in a season, as GluonTS counts them: a day of hours, a year of months."""
-    from gluonts.time_feature import get_seasonality
-
-    return get_seasonality(freq)
-
-
 def lags_of(freq: str) -> list[int]:
     """How far back the RNN looks, in steps: one, a season, and seven, which makes a week of days."""
-    return sorted({1, seasonality(freq), 7 * seasonality(freq)})
+    return sorted({1, get_seasonality(freq), 7 * get_seasonality(freq)})
 
 
 def reach_of(freq: str, difference: int, context_length: int) -> int:
@@ -992,7 +981,7 @@ def series_of(name: str, train, test, ends: list[int], prediction_length: int, c
     context_length = config.context_length or prediction_length
     difference = config.difference
     if difference is None:
-        difference = seasonality(freq) if seasonality(freq) > 7 else 1
+        difference = get_seasonality(freq) if get_seasonality(freq) > 7 else 1
     for column in train:
         if train[column].isna().all():
             raise UsageError(f"--data_dir {config.data_dir}: {column} has no values to learn from; take it out")
