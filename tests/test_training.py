@@ -41,8 +41,8 @@ def train_epochs(run, number, batch_size):
 def test_training_lowers_the_loss_of_every_prediction_type_with_every_schedule(prediction_type, beta_schedule):
     run = begin(prediction_type=prediction_type, beta_schedule=beta_schedule, dataset="circle")
     before = held_out_loss(run)
-    train_epochs(run, 3, 50)
-    assert held_out_loss(run) < 0.97 * before
+    train_epochs(run, 1, 32)
+    assert held_out_loss(run) < 0.98 * before
     assert ddpm.sample(run.average, 20)[0].isfinite().all()
 
 
