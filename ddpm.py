@@ -1,6 +1,6 @@
 """Denoising diffusion probabilistic models (Ho et al. 2020) of points, images, sounds and time series.
 
-    python ddpm.py                                                          a dinosaur of 2D points, in half a minute
+    python ddpm.py                                                          a dinosaur of 2D points, in under a minute
     python ddpm.py --dataset mnist --epochs 20 --experiment_name mnist_base
     python ddpm.py --sample exps/mnist_base/checkpoint.pt --label 7 --guidance 2
     python ddpm.py --dataset mnist --experiment_name mnist_base --resume --epochs 40
@@ -527,23 +527,24 @@ class Run:
         """A checkpoint, of which `load_model` needs the first line."""
         average, config, facts = self.average.denoiser.state_dict(), vars(self.model.config), self.model.data.facts
         state = {"model": self.model.denoiser.state_dict(), "step": self.step, "history": self.history}
-        state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
+        state |= {name: part.state_dict() for name, part in zip(("muon", "adamw"), self.optimizers)}
         return {"config": config, "data": facts, "average": average} | state
 
     def load_state_dict(self, state: dict) -> None:
         """Continue where `state` was saved. Raises UsageError."""
         parts = [self.model.denoiser, self.average.denoiser, *self.optimizers]
-        for part, saved in zip(parts, [state["model"], state["average"], *state["optimizers"]]):
-            load_part(part, saved)
+        for part, name in zip(parts, ("model", "average", "muon", "adamw")):
+            load_part(part, state, name)
         self.step, self.history = state["step"], state["history"]
 
 
-def load_part(part, state: dict) -> None:
-    """Give a denoiser or an optimizer its state out of a checkpoint. Raises UsageError."""
+def load_part(part, state: dict, name: str) -> None:
+    """Give a denoiser or an optimizer its state, called `name` in a checkpoint. Raises UsageError."""
     try:
-        part.load_state_dict(state)
-    except (RuntimeError, ValueError) as error:
-        raise UsageError("the checkpoint is of another version of this program; train anew") from error
+        part.load_state_dict(state[name])
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = "it is a kept epoch's, or of another version of this program; train anew"
+        raise UsageError(f"the checkpoint has no {name} that fits: {reason}") from error
 
 
 def training_loss(network, scheduler, data: Data, batch, generator: torch.Generator, time_power: float) -> Tensor:
@@ -780,7 +781,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", load_data: 
     saved = load_checkpoint(Path(path))
     config = resolve(flags, saved["config"])
     model = new_model(config, read_data(config) if load_data else restore(saved["data"]), device)
-    load_part(model.denoiser, saved["average"])
+    load_part(model.denoiser, saved, "average")
     model.denoiser.requires_grad_(False).eval()
     if config.compile:
         model.denoiser.compile()

@@ -371,9 +371,13 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
+        """Move each weight against its orthogonal update."""
         for group in self.param_groups:
             for weight in group["params"]:
-                average = self.state[weight].setdefault("average", torch.zeros_like(weight))
+                state = self.state[weight]
+                if not state:
+                    state["average"] = torch.zeros_like(weight)
+                average = state["average"]
                 average.lerp_(weight.grad, 1 - group["momentum"])
                 update = orthogonal(weight.grad.lerp(average, group["momentum"]).flatten(1))  # Nesterov's momentum
                 rows, columns = update.shape

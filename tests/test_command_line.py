@@ -160,6 +160,14 @@ def test_a_checkpoint_of_another_architecture_is_an_error_of_one_line(ddpm_comma
         assert done.returncode == 2 and "another version" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+def test_resuming_from_a_kept_epoch_is_an_error_of_one_line(ddpm_command, tmp_path):
+    assert ddpm_command(*POINTS, "--experiment_name", "a").returncode == 0
+    folder = tmp_path / "exps" / "a"
+    (folder / "checkpoints" / "epoch_0002.pt").replace(folder / "checkpoint.pt")
+    done = ddpm_command("--resume", "--experiment_name", "a", "--epochs", 3)
+    assert done.returncode == 2 and "kept epoch" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(ddpm_command, tmp_path):
     assert ddpm_command(*POINTS, "--experiment_name", "a").returncode == 0
     checkpoint = tmp_path / "exps" / "a" / "checkpoint.pt"
