@@ -13,8 +13,12 @@ import collections
 import contextlib
 import functools
 import hashlib
+import io
+import math
 import os
+import re
 import shutil
+import time
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +38,11 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is locked
+    fcntl = None
+
 STATIC = Path(__file__).parent / "static"
 RESIDENT_BYTES = 2**30  # data up to this size is kept on the device, larger data is read from the disk
 HELD_OUT = 0.1  # share of the items held out for scoring, where the data set itself does not say
@@ -42,6 +51,74 @@ MAX_PICTURED = 2000  # samples in a picture
 
 class UsageError(ValueError):
     """An error the user can fix: the message names the argument and the remedy."""
+
+
+def write(path: Path, produce) -> None:
+    """Write what `produce(file)` writes; `path` is at every moment whole, the old one or the new. Raises UsageError."""
+    buffer = io.BytesIO()
+    produce(buffer)
+    with replacing(path, len(buffer.getbuffer())) as file:
+        file.write(buffer.getbuffer())
+
+
+@contextlib.contextmanager
+def replacing(path: Path, size: int):
+    """A file for `size` bytes or fewer that becomes `path` when all is written. Raises UsageError."""
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        remedy = "make room and repeat the command; a checkpoint written before is whole, for --resume"
+        raise UsageError(f"{path}: {size / 1e6:.1f} MB could not be written ({error.strerror}); {remedy}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def owned(folder: Path, wait: bool = False):
+    """Keep `folder`, made if absent, to this process, as long as it lives; what another left half-written in it goes.
+
+    Where another process has it, `wait` for that, or raise UsageError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    while (file := locked(path)) is None:
+        if not wait:
+            raise UsageError(f"{folder}: another process is at work on it; wait, or choose another --experiment_name")
+        time.sleep(0.1)
+    try:
+        for partial in (*folder.glob("*.part"), *folder.glob("*/*.part")):
+            partial.unlink()
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # a folder that is not empty stays
+            path.unlink()
+            folder.rmdir()
+            folder.parent.rmdir()
+        os.close(file)
+
+
+def locked(path: Path) -> int | None:
+    """A descriptor of `path`, locked until it is closed or this process ends; None where another has the lock."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file), os.stat(path)):  # else its last owner has just removed it
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(file)
+    return None
+
+
+def file_name(*parts) -> str:
+    """A plain file name out of any texts: no separators, nothing that is longer than a file system takes."""
+    return re.sub(r"[^\w.-]+", "-", "_".join(str(part)[:60] for part in parts))
 
 
 class Data:
@@ -82,8 +159,8 @@ class Data:
 
     def save(self, x: Tensor, folder: Path, label=None) -> None:
         """Write samples, drawn with `label`, as samples.npy, in raw units, and samples.png."""
-        np.save(folder / "samples.npy", self.decode(x))
-        imageio.imwrite(folder / "samples.png", self.render(x[:MAX_PICTURED]))
+        write(folder / "samples.npy", lambda file: np.save(file, self.decode(x)))
+        write_picture(folder / "samples.png", self.render(x[:MAX_PICTURED]))
 
     def score(self, x: Tensor, device="cpu", thorough: bool = False) -> dict:
         """Figures for samples against held-out data; `thorough` adds those that take minutes or a download."""
@@ -167,6 +244,11 @@ def download(name: str, config, remedy: str):
             f"--data_dir {config.data_dir}: {name} is not there and could not be downloaded "
             f"({type(error).__name__}: {error}); connect to the internet, or {remedy}"
         ) from error
+
+
+def write_picture(path: Path, pixels: np.ndarray) -> None:
+    """A picture, (height, width, 3) uint8, as PNG."""
+    write(path, lambda file: imageio.imwrite(file, pixels, extension=".png"))
 
 
 def pixels_of(figure: Figure) -> np.ndarray:
@@ -428,39 +510,50 @@ def decoded(kind: str, paths: list[Path], root: Path, cache: Path, decode, shape
     """Which of `paths` could be read, and these as a memory map (n, *shape) uint8.
 
     `decode(path)` is called once for each, in parallel, and gives None for what it cannot read. The results go into
-    `cache`, under a name made of `kind`, the shape, and all files' names, sizes and times.
+    `cache`, under a name made of `kind`, the shape, and all files' names, sizes and times. Raises UsageError.
     """
     stats = [path.stat() if path.exists() else None for path in paths]
     listing = [f"{path.relative_to(root)} {s and (s.st_size, s.st_mtime_ns)}" for path, s in zip(paths, stats)]
-    key = hashlib.sha256("\n".join([f"{kind} {shape}", *listing]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(os.fsencode("\n".join([f"{kind} {shape}", *listing]))).hexdigest()[:16]
     noun = kind.split()[0]
-    values, index = cache / f"{noun}-{key}.raw", cache / f"{noun}-{key}.npy"
-    if not index.exists():
-        if not os.access(cache if cache.exists() else cache.parent, os.W_OK):
-            raise UsageError(f"--data_dir {cache.parent}: not writable, to keep decoded {noun} in; copy it first")
-        cache.mkdir(exist_ok=True)
-        readable = write_decoded(values, paths, decode, noun)
-        skipped = [str(path.relative_to(root)) for path, good in zip(paths, readable) if not good]
-        if skipped:
-            print(f"skipped {len(skipped)} unreadable {noun}: {', '.join(skipped[:10])}{' ...' * (len(skipped) > 10)}")
-        np.save(index, np.flatnonzero(readable))  # last: once it exists, the values are whole
-    kept = np.load(index)
-    if len(kept) < 2:
-        raise UsageError(f"--data_dir: fewer than 2 readable {noun} in {root}; name another folder")
-    return kept, np.memmap(values, np.uint8, "r", shape=(len(kept), *shape))
+    target = cache / f"{noun}-{key}.raw"
+    look = functools.partial(read_decoded, target, len(paths), math.prod(shape))
+    try:
+        if look() is None:
+            with owned(cache, wait=True):
+                if look() is None:  # not even now: no other process has decoded them in the meantime
+                    print(f"{target} is not whole: decoding again\n" * target.exists(), end="")
+                    write_decoded(target, paths, root, decode, noun, math.prod(shape))
+        kept = np.flatnonzero(look())
+    except OSError as error:
+        remedy = f"make it writable, to keep decoded {noun} in, or copy your data"
+        raise UsageError(f"--data_dir {root}: {cache}: {error.strerror}; {remedy}") from error
+    return kept, np.memmap(target, np.uint8, "r", shape=(len(kept), *shape))
 
 
-def write_decoded(target: Path, paths: list[Path], decode, noun: str) -> list[bool]:
-    """Write what `decode(path)` gives for each path to `target`, one after the other; which could be read."""
-    partial, readable = target.with_name(f"{target.name}.{os.getpid()}"), []
-    items = read_ahead(decode, paths, os.cpu_count())
-    with open(partial, "wb") as file:
+def read_decoded(target: Path, number: int, size: int) -> np.ndarray | None:
+    """Which of `number` files could be read, if `target` holds `size` bytes of each of these; None if it does not."""
+    if not target.exists():
+        return None
+    readable = np.fromfile(target, np.uint8, offset=max(0, target.stat().st_size - number))
+    whole = len(readable) == number and target.stat().st_size == readable.sum() * size + number
+    return readable.astype(bool) if whole and readable.max() <= 1 else None
+
+
+def write_decoded(target: Path, paths: list[Path], root: Path, decode, noun: str, size: int) -> None:
+    """Write what `decode(path)` gives for each path to `target`, one after the other, then which could be read."""
+    items, readable = read_ahead(decode, paths, os.cpu_count()), []
+    with replacing(target, len(paths) * (size + 1)) as file:
         for item in tqdm(items, "decoding", len(paths), unit=f" {noun}", disable=None):
             readable.append(item is not None)
             if item is not None:
                 file.write(item.tobytes())
-    partial.replace(target)
-    return readable
+        file.write(bytes(readable))
+        skipped = [str(path.relative_to(root)) for path, good in zip(paths, readable) if not good]
+        if skipped:
+            print(f"skipped {len(skipped)} unreadable {noun}: {', '.join(skipped[:10])}{' ...' * (len(skipped) > 10)}")
+        if sum(readable) < 2:
+            raise UsageError(f"--data_dir: fewer than 2 readable {noun} in {root}; name another folder")
 
 
 def decode_image(path: Path, size: int) -> np.ndarray | None:
@@ -502,7 +595,7 @@ class Spectrograms(Pixels):
         import soundfile
 
         levels, audio = self.decode(x), folder / "audio"
-        np.save(folder / "samples.npy", levels)
+        write(folder / "samples.npy", lambda file: np.save(file, levels))
         shutil.rmtree(audio, ignore_errors=True)
         audio.mkdir()
         numbers = self.condition(range(len(x)), label, "cpu")
@@ -512,9 +605,11 @@ class Spectrograms(Pixels):
             waves = vocode(levels[i : i + VOCODED])
             tiles += labelled_tiles(levels[i : i + VOCODED], waves, words[i:])
             for j, wave in enumerate(waves, start=i):
-                soundfile.write(audio / f"{words[j]}_{j:03d}.wav", wave, SAMPLE_RATE)
-                imageio.imwrite(audio / f"{words[j]}_{j:03d}.png", tiles[j])
-        imageio.imwrite(folder / "samples.png", grid(np.stack(tiles[:MAX_TILES])))
+                name = file_name(words[j], f"{j:03d}")
+                sound = functools.partial(soundfile.write, data=wave, samplerate=SAMPLE_RATE, format="WAV")
+                write(audio / f"{name}.wav", sound)
+                write_picture(audio / f"{name}.png", tiles[j])
+        write_picture(folder / "samples.png", grid(np.stack(tiles[:MAX_TILES])))
 
 
 def in_colour(levels: np.ndarray) -> np.ndarray:
@@ -804,8 +899,8 @@ class Series(Data):
 
     def save(self, x, folder, label=None):
         """samples.npy, (paths, windows, prediction_length, dimensions), and forecast.png."""
-        np.save(folder / "samples.npy", self.by_window(x))
-        self.picture(x, paths=False).savefig(folder / "forecast.png", dpi=110)
+        write(folder / "samples.npy", lambda file: np.save(file, self.by_window(x)))
+        write(folder / "forecast.png", functools.partial(self.picture(x, paths=False).savefig, dpi=110))
 
     def picture(self, x, paths: bool) -> Figure:
         """A few forecasts with their past and, where it is known, the truth.

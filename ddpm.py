@@ -13,6 +13,8 @@ From top to bottom: arguments, `NoiseScheduler`, the reverse process, training, 
 import argparse
 import ast
 import math
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -22,7 +24,7 @@ def number_in(kind, low, high=math.inf) -> dict:
 
     def parse(text):
         value = kind(text)
-        if not low <= value <= high:
+        if not low <= value <= high or math.isinf(value):
             raise argparse.ArgumentTypeError(f"{text} is not in [{low}, {high}]")
         return value
 
@@ -149,14 +151,17 @@ def parse_arguments(arguments: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os._exit(128 + number))  # until there is something to lose
     GIVEN = parse_arguments()  # before the imports below, which take seconds: -h and a mistyped flag answer at once
 
 import base64
+import contextlib
 import copy
 import dataclasses
+import functools
 import itertools
 import json
-import os
 import pickle
 import shlex
 import shutil
@@ -174,7 +179,7 @@ from tqdm import tqdm
 
 import datasets
 import models
-from datasets import STATIC, Data, UsageError, load, lookup, restore
+from datasets import STATIC, Data, UsageError, file_name, load, lookup, owned, restore, write
 
 EXPERIMENTS = Path("exps")
 DENOISERS = {"points": models.MLP, "images": models.UNet, "audio": models.UNet, "series": models.RNN}
@@ -605,9 +610,7 @@ def train_epoch(run: Run, batch_size: int, bar: tqdm) -> dict:
         if time.monotonic() - last_read > 0.5 or i == steps:  # seldom: reading the loss waits for the device
             last_read = time.monotonic()
             bar.set_postfix(epoch=epoch, loss=f"{sums[0].item() / i:.4f}")
-            if not sums.isfinite().all():
-                remedy = "continue from the last checkpoint with --resume and a smaller --learning_rate"
-                raise UsageError(f"the loss is no longer finite in epoch {epoch}; {remedy} or --precision fp32")
+            check_finite(run, sums)
     if world_size > 1:
         dist.all_reduce(sums)
     loss, norm = (sums / steps / world_size).tolist()
@@ -615,38 +618,73 @@ def train_epoch(run: Run, batch_size: int, bar: tqdm) -> dict:
     return row | {"items_per_second": steps * batch_size / row["seconds"]}
 
 
+def check_finite(run: Run, sums: Tensor) -> None:
+    """Raise UsageError unless the sums of this epoch's losses and the weights, squared, are finite numbers."""
+    weights = [*run.model.denoiser.parameters(), *run.average.denoiser.parameters()]
+    if not (sums.isfinite().all() and torch.stack(torch._foreach_norm(weights)).isfinite().all()):
+        last = f"epoch {run.history[-1]['epoch']}, loss {run.history[-1]['loss']:.4g}" if run.history else "untrained"
+        remedy = "continue with --resume and a smaller --learning_rate or --precision fp32, or start anew"
+        raise UsageError(f"training is no longer finite; the last checkpoint is from before ({last}): {remedy}")
+
+
 def train(run: Run, folder: Path) -> None:
-    """Train to the last epoch. Checkpoints are kept, with samples, every `save_every` epochs."""
+    """Train to the last epoch. Checkpoints are kept, with samples, every `save_every` epochs, more seldom in long runs.
+
+    However it ends, the checkpoint is that of the last whole epoch, or if the process is killed ten seconds older.
+    """
     config, data, (rank, world_size) = run.model.config, run.model.data, process()
     batch_size = min(config.train_batch_size, len(data.train)) // world_size * world_size
     if batch_size == 0:
         raise UsageError(f"--train_batch_size {config.train_batch_size}: too small for {world_size} processes")
-    items, saved = data.steps_per_epoch(batch_size) * batch_size, -math.inf
-    with progress_bar("training", config.epochs * items, "items", len(run.history) * items) as bar:
-        while len(run.history) < config.epochs:
-            run.history.append(train_epoch(run, batch_size, bar))
-            epoch = len(run.history)
-            keep = epoch % config.save_every == 0 or epoch == config.epochs
-            if keep:
-                samples, _ = sample(run.average, data.animated)
-            if rank == 0 and keep:
-                state = {name: part for name, part in run.state_dict().items() if name in ("config", "data", "average")}
-                save(state | {"samples": samples}, folder / "checkpoints" / f"epoch_{epoch:04d}.pt")
-            if rank == 0 and (keep or time.monotonic() - saved > CHECKPOINT_SECONDS):
-                save(run.state_dict(), folder / "checkpoint.pt")
-                pd.DataFrame(run.history).to_csv(folder / "log.csv", index=False)
-                saved = time.monotonic()
+    items, saved, unsaved = data.steps_per_epoch(batch_size) * batch_size, -math.inf, None
+    try:
+        with progress_bar("training", config.epochs * items, "items", len(run.history) * items) as bar:
+            while len(run.history) < config.epochs:
+                run.history.append(train_epoch(run, batch_size, bar))
+                epoch = len(run.history)
+                keep = epoch % spacing(config.save_every, epoch) == 0 or epoch == config.epochs
+                if keep:
+                    samples, _ = sample(run.average, data.animated)
+                if rank == 0 and keep:
+                    save_kept(run, samples, folder / "checkpoints")
+                if rank == 0 and (keep or time.monotonic() - saved > CHECKPOINT_SECONDS):
+                    save_last(run.state_dict(), folder)
+                    saved, unsaved = time.monotonic(), None
+                elif rank == 0:
+                    unsaved = copy.deepcopy(run.state_dict())
+    finally:
+        if unsaved:
+            save_last(unsaved, folder)
+
+
+def spacing(save_every: int, epoch: int) -> int:
+    """Epochs between kept checkpoints: doubled as often as it takes to have no more than a GIF has frames."""
+    while epoch > GIF_FRAMES * save_every:
+        save_every *= 2
+    return save_every
+
+
+def save_kept(run: Run, samples: Tensor, folder: Path) -> None:
+    """Keep the epoch's average with its samples; where the spacing has grown, those in between go."""
+    config, epoch = run.model.config, len(run.history)
+    state = {name: part for name, part in run.state_dict().items() if name in ("config", "data", "average")}
+    save(state | {"samples": samples}, folder / f"epoch_{epoch:04d}.pt")
+    apart = spacing(config.save_every, epoch)
+    for other in range(1, epoch) if apart > config.save_every else []:
+        if other % apart:
+            (folder / f"epoch_{other:04d}.pt").unlink(missing_ok=True)
+
+
+def save_last(state: dict, folder: Path) -> None:
+    """Write the log, then the checkpoint that --resume goes on from."""
+    write(folder / "log.csv", lambda file: file.write(pd.DataFrame(state["history"]).to_csv(index=False).encode()))
+    save(state, folder / "checkpoint.pt")
 
 
 def save(state: dict, path: Path) -> None:
-    """Write a checkpoint so that `path` is at every moment whole: the old one or the new one."""
+    """Write a checkpoint."""
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(".part")
-    with open(partial, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write(path, functools.partial(torch.save, state))
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -666,7 +704,8 @@ def write_gif(path: Path, pictures) -> None:
     """An endless GIF, 60 ms a picture, that rests on the last."""
     pictures = np.stack(list(pictures))
     durations = [60] * (len(pictures) - 1) + [1500]
-    imageio.imwrite(path, pictures, duration=durations if len(pictures) > 1 else 1500, loop=0)
+    durations = durations if len(pictures) > 1 else 1500
+    write(path, lambda file: imageio.imwrite(file, pictures, extension=".gif", duration=durations, loop=0))
 
 
 def write_training(run: Run, folder: Path) -> None:
@@ -676,7 +715,7 @@ def write_training(run: Run, folder: Path) -> None:
     axes = figure.add_subplot(xlabel="epoch", ylabel="loss", yscale="log")
     axes.plot([row["epoch"] for row in run.history], [row["loss"] for row in run.history])
     axes.grid(alpha=0.3)
-    figure.savefig(folder / "loss.png", dpi=120)
+    write(folder / "loss.png", lambda file: figure.savefig(file, dpi=120))
     number = data.animated * data.histories
     x_0, _, _ = next(data.held_out(number, number, scheduler.device))
     times = sorted(set(np.linspace(0, config.num_timesteps, GIF_FRAMES).astype(int).tolist()))
@@ -692,7 +731,6 @@ def write_samples(model: Model, folder: Path, bound_calls: int) -> dict:
     x_0, film = sample(model, config.num_samples, GIF_FRAMES)
     if process()[0] > 0:
         return {}
-    folder.mkdir(parents=True, exist_ok=True)
     data.save(x_0, folder, config.label)
     write_gif(folder / "reverse.gif", map(data.render, film))
     metrics = {}
@@ -700,8 +738,14 @@ def write_samples(model: Model, folder: Path, bound_calls: int) -> dict:
         metrics = data.score(x_0, model.scheduler.device, thorough=bound_calls > BOUND_CALLS)
         if data.bin_width:
             metrics |= bits_per_dim(model, bound_calls)
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        write_json(folder / "metrics.json", metrics)
     return metrics
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write JSON, in which numbers that are not finite, which it does not have, are null."""
+    content = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    write(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
 
 
 def command_line(flags: dict) -> str:
@@ -723,7 +767,7 @@ def write_report(folder: Path, flags: dict, config, metrics: dict) -> None:
     content |= {"command": command_line(flags), "metrics": metrics, "folder": folder}
     content["sounds"] = sorted(folder.glob("audio/*.wav"), key=lambda path: path.stem.split("_")[-1])[:MAX_PLAYERS]
     text = page.from_string((STATIC / "report.html").read_text("utf-8")).render(content)
-    (folder / "report.html").write_text(text, "utf-8")
+    write(folder / "report.html", lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def experiment_folder(flags: dict) -> Path:
@@ -742,15 +786,13 @@ def read_data(config) -> Data:
     return data or load(config)
 
 
-def train_or_resume(given: dict, device: torch.device) -> tuple[Path, dict]:
-    """Train as the flags say; returns the folder of the results and the scores."""
-    folder, rank, saved = experiment_folder(given), process()[0], {}
-    if {"resume", "overwrite"} <= set(given):
-        raise UsageError("--resume continues an experiment, --overwrite deletes it: choose one")
+def begin(given: dict, folder: Path, device: torch.device) -> Run:
+    """The run that the flags describe, untrained or as its checkpoint left it. Raises UsageError."""
+    saved = {}
     if "resume" in given:
         saved = load_checkpoint(folder / "checkpoint.pt")
-    elif rank == 0 and folder.exists() and "overwrite" not in given:
-        raise UsageError(f"{folder} exists: choose --resume, --overwrite (deletes it) or another --experiment_name")
+    elif process()[0] == 0 and "overwrite" not in given and {path.name for path in folder.iterdir()} - {".lock"}:
+        raise UsageError(f"{folder} exists: choose --resume, --overwrite (replaces it) or another --experiment_name")
     config = resolve(given, saved.get("config"))
     data = read_data(config)
     run = Run(new_model(config, data, device))
@@ -758,19 +800,40 @@ def train_or_resume(given: dict, device: torch.device) -> tuple[Path, dict]:
         if saved["data"] != data.facts:
             raise UsageError(f"--data_dir {config.data_dir}: not the data that {folder} was trained on; give that")
         run.load_state_dict(saved)
-    if rank == 0:
-        if folder.exists() and not saved:
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(vars(config), indent=2) + "\n")
-        if not saved:
+    return run
+
+
+def train_or_resume(given: dict, device: torch.device) -> tuple[Path, dict]:
+    """Train as the flags say; returns the folder of the results and the scores."""
+    folder, first = experiment_folder(given), process()[0] == 0
+    if {"resume", "overwrite"} <= set(given):
+        raise UsageError("--resume continues an experiment, --overwrite replaces it: choose one")
+    with owned(folder) if first else contextlib.nullcontext():
+        run = begin(given, folder, device)
+        config = run.model.config
+        if first and not run.history:
             save(run.state_dict(), folder / "checkpoint.pt")
-    train(run, folder)
-    metrics = write_samples(run.average, folder, BOUND_CALLS)
-    if rank == 0:
-        write_training(run, folder)
-        write_report(folder, config.given, config, metrics)
+            clear(folder)  # only now may an earlier experiment go
+        try:
+            if first:
+                write_json(folder / "config.json", vars(config))
+            train(run, folder)
+            metrics = write_samples(run.average, folder, BOUND_CALLS)
+            if first:
+                write_training(run, folder)
+                write_report(folder, config.given, config, metrics)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(
+                *stop.args or [signal.SIGINT], f"--resume --experiment_name {folder.name} continues"
+            ) from None
     return folder, metrics
+
+
+def clear(folder: Path) -> None:
+    """Delete all that an experiment before has left beside the checkpoint."""
+    for path in folder.iterdir():
+        if path.name not in ("checkpoint.pt", ".lock"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu", load_data: bool = False, **flags) -> Model:
@@ -803,10 +866,11 @@ def from_checkpoint(given: dict, device: torch.device) -> tuple[Path, dict]:
     config = model.config
     settings = [path.stem, config.sampler, config.sampling_steps, config.label and f"label-{config.label}"]
     settings += [f"guidance-{config.guidance:g}", f"seed-{config.seed}"]
-    folder = path.parent / "samples" / "_".join(str(part).replace("/", "-") for part in settings if part)
-    metrics = write_samples(model, folder, 10 * BOUND_CALLS if "evaluate" in given else 0)
-    if process()[0] == 0:
-        write_report(folder, given, config, metrics)
+    folder, first = path.parent / "samples" / file_name(*filter(None, settings)), process()[0] == 0
+    with owned(folder) if first else contextlib.nullcontext():
+        metrics = write_samples(model, folder, 10 * BOUND_CALLS if "evaluate" in given else 0)
+        if first:
+            write_report(folder, given, config, metrics)
     return folder, metrics
 
 
@@ -820,22 +884,35 @@ def choose_device(name: str) -> torch.device:
         raise UsageError(f"--device {name}: not available ({error}); choose another, or cpu") from error
 
 
+@contextlib.contextmanager
+def explained():
+    """What the machine refuses, a file or memory, or another process that is lost, as a UsageError."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "see that it can be written and read, and that there is room"
+        raise UsageError(f"{error.filename or 'a file'}: {error.strerror or error}; {remedy}") from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate" in str(error):
+            remedy = "make --train_batch_size, --eval_batch_size, --num_samples or --hidden_size smaller"
+            raise UsageError(f"out of memory; {remedy}, and go on with --resume") from error
+        if process()[1] > 1:
+            raise UsageError("another process has ended; go on with --resume, if this was in training") from error
+        raise
+
+
 def main(given: dict) -> int:
     """Do what the flags say and tell where the results are; returns the exit code."""
     try:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # what "cuda" stands for
-        device = choose_device(given.get("device", "auto"))
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun; all wait while the first process decodes and scores
-            a_week = pd.Timedelta(days=7)
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=a_week)
-        act = from_checkpoint if {"sample", "evaluate"} & set(given) else train_or_resume
-        folder, metrics = act(given, device)
+        with explained():
+            folder, metrics = perform(given)
     except UsageError as error:
-        return fail(str(error)) if process()[0] == 0 else 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command with --resume continues from the last checkpoint", file=sys.stderr)
-        return 130
+        return fail(str(error)) if process()[0] == 0 or isinstance(error.__cause__, RuntimeError) else 2
+    except KeyboardInterrupt as stop:
+        number, *advice = stop.args or [signal.SIGINT]
+        if process()[0] == 0:
+            print("; ".join(["stopped", *advice]), file=sys.stderr)
+        return 128 + number
     if process()[0] == 0:
         for name, value in metrics.items():
             print(f"{name}: {format_value(value)}")
@@ -846,5 +923,27 @@ def main(given: dict) -> int:
     return 0
 
 
+def perform(given: dict) -> tuple[Path, dict]:
+    """Choose the device, join torchrun's other processes, and train or draw."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # what "cuda" stands for
+    device = choose_device(given.get("device", "auto"))
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun; all wait while the first process decodes and scores
+        a_week = pd.Timedelta(days=7)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=a_week)
+    act = from_checkpoint if {"sample", "evaluate"} & set(given) else train_or_resume
+    return act(given, device)
+
+
+def interrupt(number: int, frame) -> None:
+    """Let Ctrl-C, or SIGTERM, which clusters send, end what is under way, once: it may have something to save."""
+    for other in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(other, signal.SIG_IGN)
+    raise KeyboardInterrupt(number)
+
+
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are not UTF-8
     sys.exit(main(GIVEN))
