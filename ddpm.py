@@ -721,8 +721,14 @@ def write_training(run: Run, folder: Path) -> None:
     times = sorted(set(np.linspace(0, config.num_timesteps, GIF_FRAMES).astype(int).tolist()))
     generator = torch.Generator(scheduler.device).manual_seed(config.seed)
     write_gif(folder / "forward.gif", (data.render(x) for _, x in forward_process(scheduler, x_0, times, generator)))
-    kept = sorted((folder / "checkpoints").glob("epoch_*.pt"))
-    write_gif(folder / "training.gif", (data.render(load_checkpoint(path)["samples"]) for path in kept))
+    pictures = []
+    for path in sorted((folder / "checkpoints").glob("epoch_*.pt")):
+        try:
+            pictures.append(data.render(load_checkpoint(path)["samples"]))
+        except UsageError as error:
+            print(f"left out of training.gif: {error}")
+    if pictures:
+        write_gif(folder / "training.gif", pictures)
 
 
 def write_samples(model: Model, folder: Path, bound_calls: int) -> dict:

@@ -1,0 +1,218 @@
+"""What a person can type, hold or pull out: nothing is lost, nothing is left behind, and one line says what to do."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import load
+from test_command_line import POINTS
+from test_datasets import write_images
+
+import datasets
+import ddpm
+from datasets import BANDS, FRAMES, UsageError
+
+NAME = ["--experiment_name", "a"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """An experiment of two epochs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("trained"))
+        draw_nothing(patch)
+        assert ddpm.main(ddpm.parse_arguments([*POINTS, *NAME])) == 0
+        return Path("exps", "a").absolute()
+
+
+def draw_nothing(patch):
+    """What takes longest in a small run is its end."""
+    patch.setattr(ddpm, "write_samples", lambda *_: {})
+    patch.setattr(ddpm, "write_training", lambda *_: None)
+    patch.setattr(ddpm, "write_report", lambda *_: None)
+
+
+@pytest.fixture
+def train_command(ddpm_command, monkeypatch):
+    """ddpm_command without what a run does after the training."""
+    draw_nothing(monkeypatch)
+    return ddpm_command
+
+
+@pytest.fixture
+def experiment(trained, tmp_path):
+    """A copy of it, to be damaged."""
+    return shutil.copytree(trained, tmp_path / "exps" / "a")
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def weights(checkpoint):
+    return torch.load(checkpoint, weights_only=True)["model"]
+
+
+def refused(done, *told):
+    """Exit code 2 and one line that says all of `told`."""
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert all(word in done.stderr for word in told), done.stderr
+
+
+WORDS = {
+    "absolute": "/elsewhere/a",
+    "up": "../../../a",
+    "long": "日" * 85,
+    "undecodable": "\udcff",
+    "none": "",
+    "dots": "..",
+}
+
+
+@pytest.mark.parametrize("word", WORDS.values(), ids=WORDS)
+def test_names_of_classes_never_become_paths(word, tmp_path):
+    facts = {"name": "sounds", "shape": [1, BANDS, FRAMES], "classes": [word, "b"], "mean": 100.0, "std": 50.0}
+    folder = tmp_path / "some" / "folder"
+    folder.mkdir(parents=True)
+    datasets.restore(facts).save(torch.zeros(2, 1, BANDS, FRAMES), folder)
+    assert len(list((folder / "audio").glob("*.wav"))) == 2
+    assert all(path.startswith("some/folder/") for path in files(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["empty", "halved", "absent", "longer", "text", "left behind"])
+def test_a_damaged_cache_is_made_anew_with_one_line(damage, tmp_path, capsys):
+    write_images(tmp_path, 5)
+    items = np.array(load("folder", tmp_path, image_size=8).items)
+    (target,) = tmp_path.glob(".cache/*")
+    whole = target.read_bytes()
+    content = {"empty": b"", "halved": whole[: len(whole) // 2], "longer": whole + b"1", "text": b"n" * len(whole)}
+    if damage in ("absent", "left behind"):
+        target.unlink()
+        (target.parent / "images-of-another-time.raw.part").write_bytes(b"half")
+    else:
+        target.write_bytes(content[damage])
+    assert np.array_equal(load("folder", tmp_path, image_size=8).items, items)
+    assert len(capsys.readouterr().out.splitlines()) == (damage in content)
+    assert files(target.parent) == {target.name: whole}
+
+
+def test_decoding_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    write_images(tmp_path, 3)
+    before = files(tmp_path)
+    (tmp_path / "000.png").write_bytes(b"")
+    (tmp_path / "001.png").write_bytes(b"not a picture")
+    with pytest.raises(UsageError, match="fewer than 2 readable images"):
+        load("folder", tmp_path, image_size=8)
+    monkeypatch.setattr(datasets.os, "fsync", no_space)
+    write_images(tmp_path, 3)
+    with pytest.raises(UsageError, match=r"images-.*0\.0 MB could not be written \(No space left"):
+        load("folder", tmp_path, image_size=8)
+    assert files(tmp_path) == before and not (tmp_path / ".cache").exists()
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_the_checkpoint_alone_is_enough_to_resume(experiment, train_command):
+    config = json.loads((experiment / "config.json").read_text())
+    for path in experiment.iterdir():
+        if path.name not in ("checkpoint.pt", "checkpoints"):
+            path.unlink()
+    assert train_command("--resume", *NAME, "--epochs", 3).returncode == 0
+    after = json.loads((experiment / "config.json").read_text())
+    assert after == config | {"epochs": 3, "given": config["given"] | {"epochs": 3}}
+
+
+@pytest.mark.parametrize("flags", [POINTS, [*POINTS, "--overwrite"], ["--resume"]], ids=["new", "overwrite", "resume"])
+def test_a_second_process_is_refused_while_the_first_is_at_work(flags, experiment, train_command):
+    with datasets.owned(experiment):
+        before = files(experiment)
+        refused(train_command(*flags, *NAME), "exps/a", "another process")
+        assert files(experiment) == before
+    assert ".lock" not in files(experiment)
+
+
+def test_an_experiment_is_replaced_when_the_new_one_has_its_first_checkpoint(experiment, train_command, monkeypatch):
+    (experiment / "of_the_first.txt").write_text("")
+    before = files(experiment)
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.os, "fsync", no_space)
+        refused(train_command(*POINTS, *NAME, "--overwrite"), "checkpoint.pt", " MB could not be written", "--resume")
+    assert files(experiment) == before
+    monkeypatch.setattr(ddpm, "train", interrupt)
+    assert train_command(*POINTS, *NAME, "--overwrite").returncode == 143
+    assert set(files(experiment)) == {"checkpoint.pt", "config.json"}
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt(15)
+
+
+def test_a_full_disk_costs_no_checkpoint(experiment, train_command, monkeypatch):
+    before = files(experiment)
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.os, "fsync", no_space)
+        refused(train_command("--resume", *NAME, "--epochs", 3), "MB could not be written (No space left", "--resume")
+    assert files(experiment) == before
+    assert train_command("--resume", *NAME, "--epochs", 3).returncode == 0
+
+
+def test_weights_that_are_not_finite_are_never_saved(train_command, tmp_path):
+    one_step = ["--train_batch_size", 8000, "--learning_rate", 1e30]  # the loss is computed before it
+    refused(train_command(*POINTS, *one_step, *NAME), "no longer finite", "untrained", "--learning_rate")
+    saved = torch.load(tmp_path / "exps" / "a" / "checkpoint.pt", weights_only=True)
+    assert saved["history"] == [] and all(weight.abs().max() < 10 for weight in saved["model"].values())
+    assert train_command("--resume", *NAME, "--learning_rate", 0.01).returncode == 0
+
+
+@pytest.mark.parametrize("number", [2, 15])
+def test_what_is_interrupted_keeps_the_last_whole_epoch_and_resumes_to_the_bit(
+    number, trained, train_command, tmp_path, monkeypatch
+):
+    step, flags = ddpm.train_step, [*POINTS, *NAME, "--save_every", 9]
+    with monkeypatch.context() as patch:
+        patch.setattr(ddpm, "train_step", lambda run, batch: interrupt_at(40, number, run) or step(run, batch))
+        done = train_command(*flags, "--epochs", 4)  # of 16 steps; only the first is saved at once
+    assert (done.returncode, done.stderr) == (128 + number, "stopped; --resume --experiment_name a continues\n")
+    checkpoint = tmp_path / "exps" / "a" / "checkpoint.pt"
+    assert len(torch.load(checkpoint, weights_only=True)["history"]) == 2
+    assert train_command("--resume", *NAME, "--epochs", 2).returncode == 0
+    ours, whole = weights(checkpoint), weights(trained / "checkpoint.pt")
+    assert all(torch.equal(ours[name], whole[name]) for name in whole)
+
+
+def interrupt_at(step, number, run):
+    if run.step == step:
+        raise KeyboardInterrupt(number)
+
+
+def test_interrupted_decoding_leaves_nothing_and_promises_nothing(train_command, tmp_path, monkeypatch):
+    write_images(tmp_path / "mine", 3)
+    monkeypatch.setattr(datasets, "decode_image", interrupt)
+    done = train_command("--dataset", "folder", "--data_dir", "mine")
+    assert (done.returncode, done.stderr) == (143, "stopped\n")
+    assert {path.split("/")[0] for path in files(tmp_path)} == {"mine"} and not (tmp_path / "mine" / ".cache").exists()
+
+
+@pytest.mark.parametrize("save_every", [1, 3])
+def test_kept_checkpoints_are_bounded_and_evenly_spread(save_every):
+    for epoch in range(1, 500):
+        apart = ddpm.spacing(save_every, epoch)
+        kept = [other for other in range(1, epoch + 1) if other % apart == 0]
+        assert len(kept) <= ddpm.GIF_FRAMES and apart % save_every == 0
+        assert len(kept) >= min(epoch // save_every, ddpm.GIF_FRAMES // 2)
+
+
+def test_kept_checkpoints_of_a_long_run_are_thinned_out(train_command, experiment, monkeypatch):
+    monkeypatch.setattr(ddpm, "GIF_FRAMES", 4)
+    assert train_command("--resume", *NAME, "--epochs", 11, "--save_every", 1).returncode == 0
+    assert sorted(path.name for path in (experiment / "checkpoints").iterdir()) == [
+        f"epoch_{epoch:04d}.pt" for epoch in (4, 8, 11)
+    ]
