@@ -75,16 +75,29 @@ def train(images: np.ndarray, labels: np.ndarray, epochs: int) -> Judge:
     return judge.eval()
 
 
+def trained(data, epochs: int = 3, kept: Path | None = None) -> Judge:
+    """A judge of `data`'s digits; out of the file `kept` if that is there, else written to it."""
+    if kept and kept.exists():
+        judge = Judge()
+        judge.load_state_dict(torch.load(kept))
+        return judge.eval()
+    judge = train(data.items[data.train], data.labels[data.train], epochs)
+    if kept:
+        torch.save(judge.state_dict(), kept)
+    return judge
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="with samples.npy")
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--label", type=int, help="class of all samples (default: the first ten are 0 to 9, and so on)")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--judge", type=Path, metavar="FILE", help="where the judge is, or else goes once trained")
     arguments = parser.parse_args()
     data = datasets.load(ddpm.resolve({"dataset": "mnist", "data_dir": arguments.data_dir}))
     test, test_labels = data.items[data.test], data.labels[data.test]
-    judge = train(data.items[data.train], data.labels[data.train], arguments.epochs)
+    judge = trained(data, arguments.epochs, arguments.judge)
     accuracy = (judge.probabilities(test).argmax(1).numpy() == test_labels).mean()
     print(f"right on {accuracy:.2%} of {len(test)} test digits")
     print(f"{'samples':>8}{'fréchet':>9}{'floor':>9}{'sure':>9}{'as asked':>9}  classes")
