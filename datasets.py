@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copy
 import functools
 import hashlib
 import io
@@ -163,8 +164,19 @@ class Data:
         write_picture(folder / "samples.png", self.render(x[:MAX_PICTURED]))
 
     def score(self, x: Tensor, device="cpu", thorough: bool = False) -> dict:
-        """Figures for samples against held-out data; `thorough` adds those that take minutes or a download."""
+        """Figures for samples, beside those of `true_samples`; `thorough` adds what takes minutes or a download."""
         return {}
+
+    def save_nearest(self, x: Tensor, folder: Path) -> None:
+        """Write nearest.png, samples beside the training items nearest to them, where it can be drawn."""
+
+    def of_class(self, label) -> Data:
+        """The items of one class alone, to compare samples drawn with `label` with; without a label, all."""
+        data = copy.copy(self)
+        if label is not None:
+            number = self.class_number(str(label))
+            data.train, data.test = (part[self.labels[part] == number] for part in (self.train, self.test))
+        return data if len(data.train) and len(data.test) else self
 
     def condition(self, samples: range, label, device):
         """cond to draw `samples` with: the class called `label`, by name or number, or else every class in turn."""
@@ -200,6 +212,10 @@ class Data:
         """Yield (x_0, cond, weight) for `number` held-out items, over and over if there are fewer."""
         order = np.resize(np.random.default_rng(0).permutation(self.test), number)
         yield from self.read(np.split(order, range(batch_size, number, batch_size)), device)
+
+    def validation(self, batch_size: int, number: int, device):
+        """`held_out`, for the loss while training: before the test data begins, where there is an order of time."""
+        return self.held_out(batch_size, number, device)
 
     def read(self, batches, device):
         """Yield (x_0, cond, weight) for each array of indices, out of the device's memory or ahead from the disk."""
@@ -288,14 +304,16 @@ class Points(Data):
         return pixels_of(figure)
 
     def score(self, x, device="cpu", thorough=False):
-        """Distances to true samples of the same size, beside those between true samples: no model can do better."""
-        true = self.encode(torch.from_numpy(self.items[self.test])).numpy()
+        """Distances to true samples of the same size and to training items, beside those of true samples."""
+        train, true = (self.encode(torch.from_numpy(self.items[part])).numpy() for part in (self.train, self.test))
         x = x[: len(true) // 2].float().cpu().numpy()
         true = true[: len(true) // len(x) * len(x)].reshape(-1, len(x), 2)
         scores, floors = {"samples": len(x)}, {}
         for name, distance in {"sliced_wasserstein": sliced_wasserstein, "distance_to_data": nearest_distance}.items():
             scores[name] = float(np.mean([distance(x, other) for other in true]))
             floors[name] = float(np.mean([distance(one, other) for one, other in zip(true, np.roll(true, 1, axis=0))]))
+        scores["distance_to_training_items"] = nearest_distance(x, train)
+        floors["distance_to_training_items"] = nearest_distance(np.concatenate(true), train)
         ratios = {f"{name}_ratio": scores[name] / floor for name, floor in floors.items()}
         return scores | ratios | {"true_samples": floors}
 
@@ -351,6 +369,9 @@ def moons(number: int, generator) -> np.ndarray:
 
 FRECHET_SAMPLES = 2048  # as many as Inception has features, for their covariance to have full rank
 COLUMNS = 10  # of a grid of images: with ten classes, one for each
+PAIRS = 25  # samples in a picture with their nearest training items
+COMPARED = 200  # samples, and held-out items, whose nearest training items are looked for
+COMPARED_VALUES = 2**24  # of training items looked at at once: 64 MB
 
 
 class Pixels(Data):
@@ -374,6 +395,46 @@ class Pixels(Data):
         raw = x.float().mul(self.std).add(self.mean).round().clamp(0, 255).byte()
         return raw.permute(0, 2, 3, 1).cpu().numpy()
 
+    def score(self, x, device="cpu", thorough=False):
+        """Distance to the nearest training item, and mean and contrast of each channel, beside those of held-out items.
+
+        The distance is the root mean square of the differences in model space.
+        """
+        number = min(len(x), COMPARED)
+        held_out = np.random.default_rng(0).permutation(self.test)[:COMPARED]
+        true = self.encode(torch.from_numpy(self.items[held_out]))
+        scores, floors = (
+            {"distance_to_training_items": self.nearest(one[:number])[0].mean().item()} | self.tones(one)
+            for one in (x, true)
+        )
+        ratio = scores["distance_to_training_items"] / max(floors["distance_to_training_items"], 1e-9)
+        return {"samples": len(x)} | scores | {"distance_to_training_items_ratio": ratio, "true_samples": floors}
+
+    def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each of x, the distance to the nearest training item, and which of the items that is."""
+        x, best, which = x.flatten(1), torch.full((len(x),), math.inf), torch.zeros(len(x), dtype=torch.int64)
+        size = max(1, COMPARED_VALUES // x.shape[1])
+        for index in np.split(self.train, range(size, len(self.train), size)):
+            items = self.encode(torch.from_numpy(self.items[index])).flatten(1)
+            distance, position = torch.cdist(x, items).min(1)
+            which = torch.where(distance < best, torch.from_numpy(index)[position], which)
+            best = best.minimum(distance)
+        return best / math.sqrt(x.shape[1]), which
+
+    def tones(self, x: Tensor) -> dict:
+        """Mean and contrast, the standard deviation, of each channel of x in raw units."""
+        number = x.shape[1]
+        names = {1: [""], 3: ["_red", "_green", "_blue"]}.get(number, [f"_{i}" for i in range(number)])
+        means, deviations = (part * self.std for part in (x.mean((0, 2, 3)), x.std((0, 2, 3))))
+        return {f"mean{name}": mean + self.mean for name, mean in zip(names, means.tolist())} | {
+            f"contrast{name}": deviation for name, deviation in zip(names, deviations.tolist())
+        }
+
+    def save_nearest(self, x, folder):
+        x = x[:PAIRS]
+        items = self.encode(torch.from_numpy(self.items[self.nearest(x)[1]]))
+        write_picture(folder / "nearest.png", self.render(torch.stack([x, items], 1).flatten(0, 1)))
+
 
 def grid(tiles: np.ndarray) -> np.ndarray:
     """RGB tiles (n, height, width, 3) as one picture: rows of COLUMNS, small ones enlarged, a thin line around each."""
@@ -395,34 +456,45 @@ class Images(Pixels):
         return grid(tiles.repeat(3 // tiles.shape[3], axis=3))  # grey becomes RGB
 
     def score(self, x, device="cpu", thorough=False):
-        """Fréchet distance in Inception features to all training images (Heusel et al. 2017), where it can be had."""
+        """Also, if `thorough`, the Fréchet distance in Inception features (Heusel et al. 2017), where it can be had.
+
+        It is that of all samples to training images, beside that of as many other training images to the same ones.
+        """
+        scores, number = super().score(x, device, thorough), len(x)
         if not thorough:
-            return {}
-        if min(len(x), len(self.train)) < FRECHET_SAMPLES:
-            needed = f"{FRECHET_SAMPLES} training images and as large a --num_samples, better 10000"
+            return scores
+        if min(number, len(self.train) // 2) < FRECHET_SAMPLES:
+            needed = f"--num_samples {FRECHET_SAMPLES} and twice as many training images, better 10000"
             print(f"Fréchet distance left out: it needs at least {needed}")
-            return {}
+            return scores
+        number = min(number, len(self.train) // 2)
+        others, real = np.split(self.items[np.random.default_rng(0).permutation(self.train)], [number])
         try:
-            distance = frechet_distance(self.items[self.train], self.decode(x), device)
+            distance, floor = frechet_distances(real, [self.decode(x[:number]), others], device)
         except (ImportError, OSError) as error:  # no torch-fidelity, or no network for its weights
             print(f"Fréchet distance left out, it needs torch-fidelity and Inception's weights: {error}")
-            return {}
-        return {"frechet_distance": distance, "frechet_samples": len(x), "frechet_training_images": len(self.train)}
+            return scores
+        scores["true_samples"]["frechet_distance"] = floor
+        return scores | {"frechet_distance": distance, "frechet_samples": number, "frechet_training_images": len(real)}
 
 
-def frechet_distance(real: np.ndarray, generated: np.ndarray, device="cpu", feature=2048) -> float:
-    """Fréchet distance of two sets of images, (n, height, width, channels) uint8, as torchmetrics computes it."""
+def frechet_distances(real: np.ndarray, others: list[np.ndarray], device="cpu", feature=2048) -> list[float]:
+    """Fréchet distances of sets of images (n, height, width, channels) uint8 to `real`, as torchmetrics has them."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     device = "cpu" if torch.device(device).type == "mps" else device  # the covariances are float64
-    metric = FrechetInceptionDistance(feature=feature).to(device)
-    with tqdm(desc="Fréchet", total=len(real) + len(generated), unit=" images", leave=False, disable=None) as bar:
-        for images, is_real in ((real, True), (generated, False)):
+    metric = FrechetInceptionDistance(feature=feature, reset_real_features=False).to(device)
+    distances, total = [], sum(map(len, [real, *others]))
+    with tqdm(desc="Fréchet", total=total, unit=" images", leave=False, disable=None) as bar:
+        for images in [real, *others]:
             for batch in np.split(images, range(64, len(images), 64)):
                 batch = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2)
-                metric.update(batch.expand(-1, 3, -1, -1), real=is_real)
+                metric.update(batch.expand(-1, 3, -1, -1), real=images is real)
                 bar.update(len(batch))
-    return float(metric.compute())
+            if images is not real:
+                distances.append(float(metric.compute()))
+                metric.reset()
+    return distances
 
 
 def gray_images(name: str, items: np.ndarray, labels: np.ndarray, number: int, classes: list[str], config) -> Images:
@@ -865,6 +937,10 @@ class Series(Data):
             x_0 = (change[:, self.context_length :] - location[:, None]) / scale[:, None]
             weight = (~x_0.isnan()).float() if some_missing else None
             yield x_0.nan_to_num(0), Past(past, location, scale, self.features(scale, window(times))), weight
+
+    def validation(self, batch_size, number, device):
+        order = np.resize(np.random.default_rng(0).permutation(self.train), number)
+        yield from self.read(np.split(order, range(batch_size, number, batch_size)), device)
 
     def held_out(self, batch_size, number, device):
         """Yield (x_0, None, None) of the true values of the windows, in turn."""

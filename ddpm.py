@@ -192,6 +192,11 @@ SAMPLING_STEPS = 30  # default of ddim and dpm++
 SAMPLED_VALUES = 2**26  # most values drawn at once, whatever --eval_batch_size says: 256 MB
 NOISE_BLOCK = 32  # samples that share a random generator
 BOUND_CALLS = 1000  # network calls for the variational bound after training; --evaluate takes ten times as many
+CHECKED = (100, 1000)  # held-out items for the loss after an epoch: a twentieth of the epoch's, within these bounds
+CHECKED_SHARE = 0.09  # of all items are they at most: a call takes a third of a training step, so 3% of the time
+LEVELS = 20  # of noise, in the picture of the loss
+RISE, FALL = 0.03, 0.03  # of the held-out loss: what counts as memorising, and as worth twice the epochs
+COPIED = 0.5  # of held-out items' distance to the nearest training item: samples nearer than that are copies
 GIF_FRAMES = 34  # keeps a GIF of colour photographs below 2 MB
 MAX_PLAYERS = 40  # sounds in a report
 
@@ -563,7 +568,7 @@ def training_loss(network, scheduler, data: Data, batch, generator: torch.Genera
     device, items = x_0.device, len(x_0) * world_size
     times = (items, *x_0.shape[1 : data.time_axes])
     u = torch.rand(times, generator=generator, device=device)[rank::world_size]
-    t = (scheduler.num_timesteps * u**time_power).ceil().long().clamp(min=1)
+    t = training_times(scheduler, u, time_power)
     noise = torch.randn((items, *x_0.shape[1:]), generator=generator, device=device)[rank::world_size]
     if data.classes:
         hidden = torch.rand(items, generator=generator, device=device)[rank::world_size] < LABEL_DROPOUT
@@ -576,6 +581,11 @@ def training_loss(network, scheduler, data: Data, batch, generator: torch.Genera
     if world_size > 1:
         dist.all_reduce(total)  # gradients are averaged over processes, whose weights may differ
     return (weight * (prediction - target) ** 2).sum() * world_size / total.clamp(min=1)
+
+
+def training_times(scheduler: NoiseScheduler, u: Tensor, time_power: float) -> Tensor:
+    """T u^time_power, rounded up, for u between 0 and 1."""
+    return (scheduler.num_timesteps * u**time_power).ceil().long().clamp(min=1)
 
 
 def train_step(run: Run, batch) -> Tensor:
@@ -604,18 +614,56 @@ def train_epoch(run: Run, batch_size: int, bar: tqdm) -> dict:
     torch.manual_seed(seed_from(seed, epoch, 1 + rank))  # of dropout
     start = last_read = time.monotonic()
     sums, steps = torch.zeros(2, device=device), data.steps_per_epoch(batch_size)
+    checked = next((f"{row['held_out_loss']:.4f}" for row in run.history[::-1] if row.get("held_out_loss")), "")
     for i, batch in enumerate(data.batches(batch_size, seed, epoch, device, rank, world_size), start=1):
         sums += train_step(run, batch)
         bar.update(batch_size)
         if time.monotonic() - last_read > 0.5 or i == steps:  # seldom: reading the loss waits for the device
             last_read = time.monotonic()
-            bar.set_postfix(epoch=epoch, loss=f"{sums[0].item() / i:.4f}")
+            bar.set_postfix(epoch=epoch, loss=f"{sums[0].item() / i:.4f}", held_out=checked)
             check_finite(run, sums)
     if world_size > 1:
         dist.all_reduce(sums)
     loss, norm = (sums / steps / world_size).tolist()
-    row = {"epoch": epoch, "step": run.step, "loss": loss, "gradient_norm": norm, "seconds": time.monotonic() - start}
-    return row | {"items_per_second": steps * batch_size / row["seconds"]}
+    seconds, items = time.monotonic() - start, steps * batch_size
+    row = {"epoch": epoch, "step": run.step, "loss": loss, "held_out_loss": held_out_loss(run.model, epoch, items)}
+    return row | {"gradient_norm": norm, "seconds": seconds, "items_per_second": items / seconds}
+
+
+def held_out_loss(model: Model, epoch: int, items: int) -> float | None:
+    """The loss, after an epoch of `items`, at held-out items, times and noises that stay the same; None if not due."""
+    number = int(np.clip(items // 20, *CHECKED))
+    every = math.ceil(number / (CHECKED_SHARE * items))
+    if process()[0] > 0 or (epoch % every and epoch != model.config.epochs):
+        return None
+    batches = model.data.validation(model.config.eval_batch_size, number, model.scheduler.device)
+    return losses(model, batches, number)[1].mean().item()
+
+
+@torch.inference_mode()
+def losses(model: Model, batches, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Times, and the loss there of one of the `number` items in `batches` each, without dropout.
+
+    Times are as in training, but evenly spread; they and the noises are the same at every call.
+    """
+    scheduler, data, config, device = model.scheduler, model.data, model.config, model.scheduler.device
+    generator, was_training = torch.Generator(device).manual_seed(config.seed), model.denoiser.training
+    u = (torch.randperm(number, generator=generator, device=device) + 0.5) / number
+    times, found = training_times(scheduler, u, config.time_power), []
+    model.denoiser.eval()
+    for x_0, cond, weight in batches:
+        t = times[sum(map(len, found)) :][: len(x_0)].view(-1, *(1,) * (data.time_axes - 1))
+        noise = torch.randn(x_0.shape, generator=generator, device=device)
+        if data.classes:
+            hidden = torch.rand(len(x_0), generator=generator, device=device) < LABEL_DROPOUT
+            cond = cond.masked_fill(hidden, len(data.classes))
+        with models.autocast(config.precision, device):
+            prediction = model.denoiser(scheduler.add_noise(x_0, noise, t), t, cond).float()
+        error = (prediction - scheduler.target(x_0, noise, t)) ** 2
+        weight = torch.ones_like(error) if weight is None else weight
+        found.append((weight * error).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1))
+    model.denoiser.train(was_training)
+    return times.cpu().numpy(), torch.cat(found).cpu().numpy()
 
 
 def check_finite(run: Run, sums: Tensor) -> None:
@@ -709,13 +757,11 @@ def write_gif(path: Path, pictures) -> None:
 
 
 def write_training(run: Run, folder: Path) -> None:
-    """The loss curve, the forward process of held-out items, and the samples of the kept checkpoints."""
+    """The loss curves, the forward process of held-out items, and the samples of the kept checkpoints."""
     data, config, scheduler = run.model.data, run.model.config, run.model.scheduler
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="epoch", ylabel="loss", yscale="log")
-    axes.plot([row["epoch"] for row in run.history], [row["loss"] for row in run.history])
-    axes.grid(alpha=0.3)
-    write(folder / "loss.png", lambda file: figure.savefig(file, dpi=120))
+    curves = {"training, as it went": "loss", "held-out items": "held_out_loss"}
+    checked = {name: [(row["epoch"], row[key]) for row in run.history if row.get(key)] for name, key in curves.items()}
+    write_losses(folder / "loss.png", {name: zip(*rows) for name, rows in checked.items() if rows}, "epoch")
     number = data.animated * data.histories
     x_0, _, _ = next(data.held_out(number, number, scheduler.device))
     times = sorted(set(np.linspace(0, config.num_timesteps, GIF_FRAMES).astype(int).tolist()))
@@ -741,11 +787,101 @@ def write_samples(model: Model, folder: Path, bound_calls: int) -> dict:
     write_gif(folder / "reverse.gif", map(data.render, film))
     metrics = {}
     if bound_calls:
-        metrics = data.score(x_0, model.scheduler.device, thorough=bound_calls > BOUND_CALLS)
+        compared = data.of_class(config.label)
+        metrics = compared.score(x_0, model.scheduler.device, thorough=bound_calls > BOUND_CALLS)
+        compared.save_nearest(x_0, folder)
         if data.bin_width:
             metrics |= bits_per_dim(model, bound_calls)
-        write_json(folder / "metrics.json", metrics)
+        metrics |= noise_levels(model, folder, bound_calls)
     return metrics
+
+
+def noise_levels(model: Model, folder: Path, number: int) -> dict:
+    """noise_levels.png, the loss of training and of held-out items over log-SNR, and the mean of each curve.
+
+    Both have the same `number` of times and noises: where they part, the denoiser knows its training items by heart.
+    """
+    data, config, device = model.data, model.config, model.scheduler.device
+    size = min(config.eval_batch_size, len(data.train), number)
+    number -= number % size
+    epochs = (data.batches(size, config.seed, epoch, device) for epoch in itertools.count())
+    items = {"training items": itertools.islice(itertools.chain.from_iterable(epochs), number // size)}
+    items["held-out items"] = data.validation(size, number, device)
+    curves, means = {}, {}
+    for name, batches in items.items():
+        times, found = losses(model, batches, number)
+        order = np.array_split(times.argsort(), LEVELS)
+        curves[name] = [
+            [values[part].mean() for part in order] for values in (np.log(model.scheduler.snr(times)), found)
+        ]
+        means[f"loss_of_{name}".replace(" ", "_").replace("-", "_")] = found.mean().item()
+    write_losses(folder / "noise_levels.png", curves, "logarithm of the signal-to-noise ratio")
+    return means
+
+
+def write_losses(path: Path, curves: dict, xlabel: str) -> None:
+    """A picture of losses: for each name its (x, y)."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel=xlabel, ylabel="loss", yscale="log")
+    for name, (x, y) in curves.items():
+        axes.plot(x, y, label=name)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    write(path, lambda file: figure.savefig(file, dpi=120))
+
+
+def verdict(metrics: dict, history: list[dict], name: str, kept: list[int]) -> str:
+    """What the figures and the log of the run called `name` say, and what to do about it; `kept` are epochs."""
+    return " ".join(([verdict_on_curve(history, name, kept)] if history else []) + verdict_on_samples(metrics))
+
+
+def verdict_on_curve(history: list[dict], name: str, kept: list[int]) -> str:
+    """The first that holds of these, once the second half has three held-out losses:
+
+    - unstable: over the five epochs before, the training loss jumps by half and by six times its usual change;
+    - memorising: the held-out loss has risen by RISE since its lowest, both smoothed over a tenth of the run;
+    - still falling: a straight line through the second half, on logarithmic axes, falls by FALL when epochs double;
+    - long enough.
+    """
+    log = pd.DataFrame(history, dtype=float).set_index("epoch")
+    loss, held_out, epochs = np.log(log["loss"]), log["held_out_loss"].dropna(), len(log)
+    longer = command_line({"resume": True, "experiment_name": name, "epochs": 2 * epochs})
+    later = held_out[held_out.index >= epochs / 2]
+    if len(later) < 3:
+        return f"Too short to judge. Train longer: {longer}"
+    jump, usual = loss - loss.rolling(5, min_periods=1).median().shift(), loss.diff().abs().median()
+    if jump.max() > np.clip(6 * usual, math.log(1.5), math.log(10)):
+        rise = f"in epoch {jump.idxmax():.0f} the training loss rose to {math.exp(jump.max()):.3g} times what it was"
+        return f"Unstable: {rise}. Train anew with a quarter of the --learning_rate."
+    smooth = held_out.rolling(1 + len(held_out) // 10, center=True, min_periods=1).mean()
+    rise, best = smooth.iloc[-1] / smooth.min() - 1, smooth.idxmin()
+    if rise > RISE:
+        path = EXPERIMENTS / name / "checkpoints" / f"epoch_{min(kept, key=lambda epoch: abs(epoch - best)):04d}.pt"
+        since = f"since epoch {best:.0f}, the held-out loss has risen by {rise:.0%}"
+        return f"Memorising: {since}. Draw from the checkpoint kept nearest to it, --sample {path}, or find more data."
+    fall = 1 - math.exp(np.polyfit(np.log2(later.index), np.log(later), 1)[0])
+    if fall > FALL:
+        return f"Still falling: twice the epochs would lower the held-out loss by about {fall:.0%}. Go on: {longer}"
+    return "Long enough: the held-out loss is flat, more epochs would change little."
+
+
+def verdict_on_samples(metrics: dict) -> list[str]:
+    """Copies, a shift in brightness, a tint, each where it is more than chance makes of so many samples."""
+    true, remarks = metrics.get("true_samples", {}), []
+    ratio = metrics.get("distance_to_training_items_ratio", 1)
+    if ratio < COPIED:
+        remarks.append(f"Samples copy: {ratio:.2f} times as far from the nearest training item as held-out items are.")
+    means = [name for name in true if name.startswith("mean")]
+    shifts = {name: (metrics[name] - true[name]) / max(true[name.replace("mean", "contrast")], 1e-9) for name in means}
+    if shifts:
+        shift, chance = np.mean(list(shifts.values())), 1 / math.sqrt(metrics["samples"])
+        tint = {name: part - shift for name, part in shifts.items() if abs(part - shift) > max(0.05, chance)}
+        if abs(shift) > max(0.1, 2 * chance):
+            how = "brighter" if shift > 0 else "darker"
+            remarks.append(f"Samples are {how} than the data, by {abs(shift):.0%} of its contrast.")
+        if tint:
+            remarks.append(f"Samples have a tint: {format_value(tint)} of the contrast.")
+    return remarks
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -764,9 +900,11 @@ def command_line(flags: dict) -> str:
 
 
 def write_report(folder: Path, flags: dict, config, metrics: dict) -> None:
-    """report.html: all that a run has left in `folder`, on one page that needs nothing else."""
+    """metrics.json, and report.html: all that a run has left in `folder`, on one page that needs nothing else."""
     import jinja2
 
+    if metrics:
+        write_json(folder / "metrics.json", metrics)
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page.filters |= {"format": format_value, "base64": lambda path: base64.b64encode(path.read_bytes()).decode()}
     content = {"config": {flag: value for flag, value in vars(config).items() if flag in DEFAULTS}}
@@ -826,6 +964,8 @@ def train_or_resume(given: dict, device: torch.device) -> tuple[Path, dict]:
             train(run, folder)
             metrics = write_samples(run.average, folder, BOUND_CALLS)
             if first:
+                kept = [int(path.stem.split("_")[1]) for path in (folder / "checkpoints").glob("epoch_*.pt")]
+                metrics = {"verdict": verdict(metrics, run.history, folder.name, kept)} | metrics
                 write_training(run, folder)
                 write_report(folder, config.given, config, metrics)
         except KeyboardInterrupt as stop:
@@ -875,6 +1015,8 @@ def from_checkpoint(given: dict, device: torch.device) -> tuple[Path, dict]:
     folder, first = path.parent / "samples" / file_name(*filter(None, settings)), process()[0] == 0
     with owned(folder) if first else contextlib.nullcontext():
         metrics = write_samples(model, folder, 10 * BOUND_CALLS if "evaluate" in given else 0)
+        if metrics:
+            metrics = {"verdict": " ".join(verdict_on_samples(metrics))} | metrics
         if first:
             write_report(folder, given, config, metrics)
     return folder, metrics

@@ -59,7 +59,7 @@ def test_nearest_distance_is_that_of_the_definition_and_zero_for_the_same_points
 
 def points_ratios(data, x):
     scores = data.score(x)
-    assert set(scores["true_samples"]) == {"sliced_wasserstein", "distance_to_data"}
+    assert set(scores["true_samples"]) == {"sliced_wasserstein", "distance_to_data", "distance_to_training_items"}
     return scores["sliced_wasserstein_ratio"], scores["distance_to_data_ratio"]
 
 
@@ -296,32 +296,72 @@ class MeanColour(torch.nn.Module):
         return images.double().mean((2, 3))
 
 
-def test_frechet_distance_is_that_of_the_features_normal_distributions():
-    real, generated = np.random.default_rng(0).integers(0, 256, (2, 300, 4, 4, 3), dtype=np.uint8)
+def test_frechet_distances_are_those_of_the_features_normal_distributions():
+    real, generated, others = np.random.default_rng(0).integers(0, 256, (3, 300, 4, 4, 3), dtype=np.uint8)
     generated = generated // 2
-    features = [images.astype(float).mean((1, 2)) for images in (real, generated)]
-    (m, c), (n, d) = [(f.mean(0), np.cov(f.T)) for f in features]
-    expected = np.sum((m - n) ** 2) + np.trace(c + d - 2 * scipy.linalg.sqrtm(c @ d).real)
-    assert datasets.frechet_distance(real, generated, feature=MeanColour()) == pytest.approx(expected, rel=1e-3)
+    distances = datasets.frechet_distances(real, [generated, others], feature=MeanColour())
+    for images, distance in zip((generated, others), distances):
+        features = [part.astype(float).mean((1, 2)) for part in (real, images)]
+        (m, c), (n, d) = [(f.mean(0), np.cov(f.T)) for f in features]
+        expected = np.sum((m - n) ** 2) + np.trace(c + d - 2 * scipy.linalg.sqrtm(c @ d).real)
+        assert distance == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
-def test_score_compares_with_the_training_images_or_says_why_not(monkeypatch, capsys):
+def test_the_frechet_distance_stands_beside_that_of_as_many_real_images_or_it_is_said_why_not(monkeypatch, capsys):
     seen = []
 
-    def offline(real, generated, device):
-        seen.append((real, generated))
+    def offline(real, others, device):
+        seen.extend((real, *others))
         raise OSError("no network")
 
-    monkeypatch.setattr(datasets, "frechet_distance", offline)
+    def score(number):
+        return "frechet_distance" in data.score(torch.zeros(number, 1, 8, 8), thorough=True)
+
+    monkeypatch.setattr(datasets, "frechet_distances", offline)
     data = load("digits")
-    assert data.score(torch.zeros(2048, 1, 8, 8), thorough=True) == {} and not seen
-    assert "2048 training images" in capsys.readouterr().out
-    monkeypatch.setattr(datasets, "FRECHET_SAMPLES", 1500)
-    assert data.score(torch.zeros(1499, 1, 8, 8), thorough=True) == {} and not seen
-    assert "--num_samples" in capsys.readouterr().out
-    assert data.score(torch.zeros(1500, 1, 8, 8), thorough=True) == {}
-    assert np.array_equal(seen[0][0], data.items[:1500]) and len(seen[0][1]) == 1500
-    assert "no network" in capsys.readouterr().out
+    assert not score(2048) and not seen and "twice as many training images" in capsys.readouterr().out
+    monkeypatch.setattr(datasets, "FRECHET_SAMPLES", 700)
+    assert not score(699) and not seen and "--num_samples" in capsys.readouterr().out
+    assert not score(700) and "no network" in capsys.readouterr().out
+    assert [len(images) for images in seen] == [800, 700, 700]
+    real = np.concatenate([seen[0], seen[2]]).reshape(1500, -1)
+    assert np.array_equal(np.unique(real, axis=0), np.unique(data.items[:1500].reshape(1500, -1), axis=0))
+    monkeypatch.setattr(datasets, "frechet_distances", lambda real, others, device: [2.0, 0.5])
+    scores = data.score(torch.zeros(700, 1, 8, 8), thorough=True)
+    assert (scores["frechet_distance"], scores["true_samples"]["frechet_distance"]) == (2.0, 0.5)
+
+
+def test_the_nearest_training_item_is_that_of_the_definition(monkeypatch):
+    data = load("digits")
+    monkeypatch.setattr(datasets, "COMPARED_VALUES", 64 * 400)  # looked at in four parts
+    x, items = (data.encode(torch.from_numpy(data.items[part])).flatten(1) for part in (data.test, data.train))
+    every = (x[:, None] - items).square().mean(2).sqrt()
+    distances, index = data.nearest(x.view(-1, 1, 8, 8))
+    torch.testing.assert_close(distances, every.min(1).values, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(every[range(len(x)), index], every.min(1).values, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["digits", "moons"])
+def test_copies_are_far_nearer_to_the_training_items_than_held_out_items_are(name):
+    data = load(name)
+    x = data.encode(torch.from_numpy(data.items))
+    copies, true = (data.score(x[part])["distance_to_training_items_ratio"] for part in (data.train[:200], data.test))
+    assert copies < 0.01 and true == pytest.approx(1, abs=0.1)
+
+
+def test_tones_are_each_channel_s_mean_and_contrast_in_raw_units():
+    data = datasets.restore({"name": "pets", "shape": [3, 4, 5], "classes": None, "mean": 127.5, "std": 127.5})
+    raw = np.random.default_rng(0).integers(0, 256, (50, 4, 5, 3), dtype=np.uint8)
+    tones = data.tones(data.encode(torch.from_numpy(raw)))
+    for i, name in enumerate(("red", "green", "blue")):
+        assert tones[f"mean_{name}"] == pytest.approx(raw[..., i].mean(), rel=1e-4)
+        assert tones[f"contrast_{name}"] == pytest.approx(raw[..., i].std(ddof=1), rel=1e-4)
+
+
+def test_samples_of_one_class_are_compared_with_that_class():
+    data = load("digits").of_class("7")
+    assert set(data.labels[data.train]) == set(data.labels[data.test]) == {7}
+    assert len(load("digits").of_class(None).train) == 1500
 
 
 def test_every_row_of_the_table_has_a_reader_that_says_what_it_reads():

@@ -66,7 +66,7 @@ def report(tmp_path, ddpm_command):
 def test_a_report_needs_no_other_file(report):
     page = report.read_text()
     sources = re.findall(r'(?:src|href)="(.{22})', page)
-    assert len(sources) == 4 * 2 + 5 and all(source.startswith("data:") for source in sources)
+    assert len(sources) == 4 * 2 + 7 and all(source.startswith("data:") for source in sources)
     assert "url(" not in page and "<i>" not in page and "<low>" not in page
     assert "--patch_size 8" in page and "bits per dim" in page
 
@@ -80,6 +80,6 @@ def test_a_browser_loads_every_picture_and_sound_and_a_phone_need_not_scroll_sid
     command = [CHROMIUM, *options, "--dump-dom", page.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     seen = json.loads(re.search(r"<title>seen(.*?)</title>", dom)[1])
-    assert len(seen["pictures"]) == 4 + 5 and all(seen["pictures"])
+    assert len(seen["pictures"]) == 4 + 7 and all(seen["pictures"])
     assert seen["players"] == pytest.approx([1.0] * 4, abs=0.01)
     assert seen["requests"] == [] and seen["overflow"] <= 0

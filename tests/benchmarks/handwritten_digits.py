@@ -108,9 +108,7 @@ def main():
         asked = np.arange(len(samples)) % 10 if arguments.label is None else np.full(len(samples), arguments.label)
         judged[str(folder)] = samples, asked
     for name, (samples, asked) in judged.items():
-        distance, floor = (
-            datasets.frechet_distance(reference, images, feature=judge) for images in (samples, others[: len(samples)])
-        )
+        distance, floor = datasets.frechet_distances(reference, [samples, others[: len(samples)]], feature=judge)
         probabilities = judge.probabilities(samples)
         found = probabilities.argmax(1).numpy()
         shares = np.bincount(found, minlength=10) / len(found)

@@ -1,0 +1,141 @@
+"""What a run says of itself: the held-out loss, the loss by noise level, and the verdict on made-up curves."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_training import begin
+
+import ddpm
+
+
+def history(epochs, loss, held_out, scatter=0.02, every=1):
+    """Rows of a log out of two functions of the epoch, with some scatter."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for epoch in range(1, epochs + 1):
+        noisy = [curve(epoch) * math.exp(scatter * generator.normal()) for curve in (loss, held_out)]
+        rows.append({"epoch": epoch, "loss": noisy[0], "held_out_loss": None if epoch % every else noisy[1]})
+    return rows
+
+
+def falling(epoch):
+    return 0.2 + 0.8 / epoch
+
+
+def power_law(epoch):
+    return epoch**-0.3
+
+
+def memorised(epoch):
+    return falling(min(epoch, 100)) * (1 + 0.002 * max(0, epoch - 100))
+
+
+def judge(rows, kept=range(10, 1001, 10)):
+    return ddpm.verdict({}, rows, "a", kept)
+
+
+@pytest.mark.parametrize("scatter", [0, 0.02])
+def test_a_loss_that_still_falls_asks_for_twice_the_epochs_and_says_what_they_bring(scatter):
+    told = judge(history(60, power_law, power_law, scatter))
+    assert told.startswith("Still falling") and told.endswith("--resume --experiment_name a --epochs 120")
+    percent = int(told.split("about ")[1].split("%")[0])
+    assert percent == pytest.approx(100 * (1 - 2**-0.3), abs=1 if scatter == 0 else 5)
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_a_loss_that_has_become_flat_has_had_enough(every):
+    assert judge(history(300, falling, falling, every=every)).startswith("Long enough")
+
+
+@pytest.mark.parametrize("every", [1, 12])
+def test_a_rising_held_out_loss_is_memorising_since_its_lowest_and_names_the_checkpoint_kept_nearest(every):
+    told = judge(history(500, power_law, memorised, every=every), kept=[50, 120, 500])
+    assert told.startswith("Memorising: since epoch ") and "exps/a/checkpoints/epoch_0120.pt" in told
+    assert int(told.split("since epoch ")[1].split(",")[0]) == pytest.approx(105, abs=25)
+    assert "risen by 7" in told or "risen by 8" in told
+
+
+def test_a_training_loss_that_jumps_is_unstable_and_scatter_alone_is_not():
+    rows = history(40, falling, falling)
+    rows[24]["loss"] *= 3
+    told = judge(rows)
+    assert told.startswith("Unstable: in epoch 25 the training loss rose to ") and "--learning_rate" in told
+    rows = history(400, falling, falling, scatter=0.02)
+    for row, factor in zip(rows, np.random.default_rng(1).normal(size=400)):
+        row["loss"] *= math.exp(0.15 * factor)  # epochs of a single small batch
+    assert judge(rows).startswith("Long enough")
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_a_few_epochs_are_too_short_to_judge(epochs):
+    told = judge(history(epochs, falling, falling))
+    assert told.startswith("Too short") and told.endswith(f"--epochs {2 * epochs}")
+
+
+def figures(red, green, blue, samples=400, ratio=0.95):
+    names = ("red", "green", "blue")
+    true = {f"mean_{name}": 120.0 for name in names} | {f"contrast_{name}": 60.0 for name in names}
+    means = {f"mean_{name}": mean for name, mean in zip(names, (red, green, blue))}
+    return {"samples": samples, "distance_to_training_items_ratio": ratio} | means | {"true_samples": true}
+
+
+@pytest.mark.parametrize(
+    "metrics, told",
+    [
+        (figures(121, 119, 121), []),
+        (figures(125, 125, 125), []),
+        (figures(136, 136, 136), ["brighter", "27%"]),
+        (figures(104, 104, 104), ["darker", "27%"]),
+        (figures(134, 119, 119), ["tint", "mean_red 0.16"]),
+        (figures(126, 119, 119, samples=20), []),
+        (figures(120, 120, 120, ratio=0.2), ["Samples copy: 0.20 times"]),
+        ({"samples": 100, "paths": 100}, []),
+    ],
+)
+def test_samples_that_are_copies_or_have_a_tint_are_told_and_others_are_not(metrics, told):
+    (text,) = [" ".join(ddpm.verdict_on_samples(metrics))]
+    assert all(word in text for word in told) and bool(text) == bool(told)
+
+
+def test_losses_are_those_of_the_definition_at_evenly_spread_times_and_the_same_again():
+    model = begin(dataset="digits", num_timesteps=50, time_power=2.0, hidden_size=16).model
+    data, scheduler = model.data, model.scheduler
+    zero = torch.nn.Module()
+    zero.forward = lambda x_t, t, cond: torch.zeros_like(x_t)
+    model.denoiser = zero
+    times, found = ddpm.losses(model, data.held_out(64, 250, "cpu"), 250)
+    u = np.sort((times / 50) ** 0.5)  # t = T u^2, rounded up
+    assert np.abs(u - (np.arange(250) + 0.5) / 250).max() < 0.15 and times.min() >= 1 and times.max() == 50
+    x_0 = torch.cat([batch[0] for batch in data.held_out(64, 250, "cpu")])
+    signal, sigma = (table[torch.from_numpy(times)] for table in (scheduler.signal, scheduler.sigma))
+    expected = signal**2 + sigma**2 * x_0.square().mean((1, 2, 3))  # E v^2 over the noise
+    assert found.mean() == pytest.approx(expected.mean().item(), rel=0.03)
+    again = ddpm.losses(model, data.held_out(64, 250, "cpu"), 250)
+    assert np.array_equal(found, again[1]) and np.array_equal(times, again[0])
+
+
+@pytest.mark.parametrize("limit, expected", [(100, [12, 24, 30]), (1500, list(range(1, 31)))])
+def test_the_held_out_loss_takes_nine_calls_for_a_hundred_items_trained_at_most(limit, expected, monkeypatch):
+    monkeypatch.setattr(ddpm, "losses", lambda model, batches, number: (None, np.zeros(number)))
+    model = begin(dataset="digits", limit=limit, epochs=30).model
+    due = [epoch for epoch in range(1, 31) if ddpm.held_out_loss(model, epoch, limit) is not None]
+    assert due == expected
+
+
+def test_the_loss_by_noise_level_parts_where_training_items_are_known_by_heart(tmp_path):
+    """A denoiser that finds the nearest training item makes no error on these, and one on others."""
+    model = begin(dataset="digits", prediction_type="sample", eval_batch_size=100).average
+    items = model.data.encode(torch.from_numpy(model.data.items[model.data.train]))
+
+    class Memory(torch.nn.Module):
+        def forward(self, x_t, t, cond):
+            signal = model.scheduler.signal[t].view(-1, 1)
+            return items[torch.cdist(x_t.flatten(1), items.flatten(1) * signal.mean()).argmin(1)]
+
+    model.denoiser = Memory()
+    means = ddpm.noise_levels(model, tmp_path, 400)
+    assert set(means) == {"loss_of_training_items", "loss_of_held_out_items"}
+    assert means["loss_of_training_items"] < 0.8 * means["loss_of_held_out_items"]
+    assert (tmp_path / "noise_levels.png").stat().st_size > 1000
