@@ -15,13 +15,13 @@ import copy
 import functools
 import hashlib
 import io
+import itertools
 import math
 import os
 import re
 import shutil
 import time
 import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -830,75 +830,131 @@ def spectrograms(name, paths, root: Path, cache: Path, words, held_out: set | No
 
 QUANTILES = np.arange(1, 20) / 20  # of the quantiles that the mean weighted quantile loss is the mean over
 PANELS = 8  # forecasts at most in a picture
+JOINT = 30  # series at most that are learned together unless --form says so: more crowd the encoder's inputs
+EPOCH_WINDOWS = 20000  # training windows at most in an epoch
+LARGEST = 1e30  # size of a value that is taken for a mistake
+MOST_ROWS = 10**7  # of a CSV, missing ones included
+
+
+class Group(NamedTuple):
+    """Series that are forecast together: all of a data set, or one of many. `number` counts the latter.
+
+    Rows before `train_end` are learned from; forecasts to be scored begin at the rows `begins`, none before it.
+    """
+
+    number: int
+    start: pd.Period
+    values: np.ndarray  # (time, dimensions), NaN where missing
+    covariates: np.ndarray  # (time and perhaps more, covariates)
+    train_end: int
+    begins: list[int]
 
 
 class Windows(NamedTuple):
-    """Histories to forecast from, and what came next where it is known."""
+    """Where forecasts begin. `numbers` are those of the groups: as many as there are for a series never seen before."""
 
     pasts: np.ndarray  # (windows, past_length, dimensions), NaN where a value is missing
-    starts: list  # the first period of each forecast
+    starts: list[pd.Period]  # of the forecasts
+    numbers: np.ndarray
+    covariates: np.ndarray  # (windows, context_length + prediction_length, covariates)
     truth: np.ndarray | None = None  # (windows, prediction_length, dimensions)
 
 
 class Past(NamedTuple):
-    """What the denoiser of a forecast is conditioned on; `models.RNN` says how it reads each part."""
+    """What a forecast is conditioned on, as `models.RNN` describes it."""
 
-    values: Tensor  # (windows, time, dimensions), in raw units; a missing value is the last one seen
-    location: Tensor  # (windows, dimensions)
-    scale: Tensor  # (windows, dimensions)
-    features: Tensor  # (windows, context_length + prediction_length, features)
+    values: Tensor
+    location: Tensor
+    scale: Tensor
+    features: Tensor
+    categories: Tensor
 
 
 class Series(Data):
-    """Time series side by side, forecast from their own past. Raw: (time, dimensions), NaN where a value is missing.
+    """Time series, forecast from their own past. Raw: (time, dimensions), NaN where a value is missing.
+
+    A vector of series that share a calendar is learned jointly, as one group of several dimensions; a panel of many
+    series one by one, by the same network, as groups of one dimension. `names` are those of all.
 
     Model space: the change over `difference` steps (the value itself where that is 0), minus the location and divided
     by the scale of the window's context, each dimension by itself. A sample is a path (prediction_length, dimensions);
-    sample i of a batch continues window i % histories. `names` are those of the dimensions, `typical` their scales over
-    the training data; `recent` are the values before `end`, to forecast from without data. With data, `items` and
-    `test` are frames of all values, to train on and to forecast at the end of, and `windows` where the forecasts begin.
+    sample i of a batch continues window i % histories. Of each group there are the `typical` scales over the training
+    data and the `categories`, its number first; `recent` values before `ends` and what is `known` then, as text of
+    float32, are to be forecast from without data. With data, `items` are groups, `train` and `validated` are rows of
+    `table` where the pasts of windows begin, `test` are the values before each of `windows`, where forecasts begin.
     """
 
     modality = "series"
     time_axes = 2
 
     def __init__(
-        self, name, shape, freq, names, context_length, difference, scaling, typical, recent, end, windows=None, **items
-    ):
+        self, name, shape, freq, names, context_length, difference, scaling, typical, categories,
+        covariates, recent, known, ends, windows=None, validated=None, **items,
+    ):  # fmt: skip
         super().__init__(name, shape, **items)
         allow_business_days()
         self.freq, self.names, self.prediction_length, self.context_length = freq, names, shape[0], context_length
-        self.difference, self.scaling, self.typical = difference, scaling, typical
+        self.difference, self.scaling, self.covariates = difference, scaling, covariates
         self.facts |= {"freq": freq, "names": names, "context_length": context_length, "difference": difference}
-        self.facts |= {"scaling": scaling, "typical": typical, "recent": recent, "end": end}
+        self.facts |= {"scaling": scaling, "typical": typical, "categories": categories, "covariates": covariates}
+        self.facts |= {"recent": recent, "known": known, "ends": ends}
+        self.validated = validated
+        self.typical = np.array([*typical, [np.nan] * shape[1]], np.float32)  # of a new series it is not known
+        self.categories = np.array([*categories, [max(column) + 1 for column in zip(*categories)]], int)
         self.lags = lags_of(freq)
         self.past_length = reach_of(freq, difference, context_length)
-        self.windows = windows or Windows(np.array([recent], np.float32), [pd.Period(end, freq)])
-        self.histories = len(self.windows.starts)
-        self.animated = int(np.clip(20000 // (self.histories * len(names)), 1, 40))
-        self.past = self.read_past(self.windows)
+        if windows is None:
+            pasts, seen = (np.frombuffer(text.encode("latin-1"), np.float32) for text in (recent, known))
+            pasts = pasts.reshape(len(ends), self.past_length, shape[1])
+            seen = seen.reshape(len(ends), context_length + shape[0], len(covariates))
+            windows = Windows(pasts, [pd.Period(end, freq) for end in ends], np.arange(len(ends)), seen)
+        self.windows, self.histories = windows, len(windows.starts)
+        self.animated = int(np.clip(40000 // (self.histories * math.prod(shape)), 1, 40))
+        self.past = self.read_past(windows)
 
     def network_settings(self):
-        return {"lags": self.lags, "difference": self.difference, "features": self.past.features.shape[2]}
+        cardinalities = (self.categories[-1] + 1).tolist()
+        features = self.past.features.shape[2]
+        return {"lags": self.lags, "difference": self.difference, "features": features, "categories": cardinalities}
+
+    def steps_per_epoch(self, batch_size):
+        return max(1, min(len(self.train), EPOCH_WINDOWS) // batch_size)
 
     def read_past(self, windows: Windows) -> Past:
-        """What a forecast from `windows` is conditioned on."""
+        """What forecasts from `windows` are conditioned on."""
+        typical = self.typical[windows.numbers]
+        for window in np.flatnonzero(np.isnan(typical).any(1)):
+            typical[window] = typical_scale(windows.pasts[window], self.difference)
         context = torch.from_numpy(changes(windows.pasts, self.difference)[:, -self.context_length :])
-        location, scale = self.location_and_scale(context)
+        location, scale = self.location_and_scale(context, torch.from_numpy(typical))
         values = torch.from_numpy(np.stack([last_seen(past) for past in windows.pasts]))
         length = self.context_length + self.prediction_length
-        times = [calendar(start - self.context_length, length, self.freq) for start in windows.starts]
-        return Past(values, location, scale, self.features(scale, torch.from_numpy(np.stack(times))))
+        times = np.stack([calendar(start - self.context_length, length, self.freq) for start in windows.starts])
+        known = torch.from_numpy(np.concatenate([times, self.standardised(windows.covariates)], 2))
+        categories = torch.from_numpy(self.categories[windows.numbers])
+        return Past(values, location, scale, self.features(scale, torch.from_numpy(typical), known), categories)
 
-    def location_and_scale(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def check_covariates(self) -> None:
+        """Raises UsageError where a covariate is not known to the end of a forecast."""
+        unknown = np.argwhere(np.isnan(self.windows.covariates[:, self.context_length :]))
+        if len(unknown):
+            window, step, column = unknown[0]
+            name, time = list(self.covariates)[column], self.windows.starts[window] + int(step)
+            raise UsageError(f"--covariates {name}: not known for {time}; a forecast needs it to its last step")
+
+    def standardised(self, covariates: np.ndarray) -> np.ndarray:
+        """Covariates (..., covariates) by their mean and standard deviation over the training data, 0 where missing."""
+        mean, std = np.array(list(self.covariates.values()), np.float32).reshape(-1, 2).T
+        return np.nan_to_num((covariates - mean) / std)
+
+    def location_and_scale(self, context: Tensor, typical: Tensor) -> tuple[Tensor, Tensor]:
         """Location and scale (windows, dimensions) of a context (windows, time, dimensions), NaN where missing.
 
         `mean`: 0 and the mean size; `standard`: the mean and the standard deviation. No scale is below half of the
         typical one: a series that has stood still for a while may move again.
         """
-        typical = context.new_tensor(self.typical)
         count = (~context.isnan()).sum(1).clamp(min=1)
-        location = context.new_zeros(len(context), len(typical))
+        location = torch.zeros_like(typical)
         if self.scaling == "standard":
             location = context.nansum(1) / count
             scale = ((context - location[:, None]) ** 2).nansum(1).div(count).sqrt()
@@ -906,37 +962,55 @@ class Series(Data):
             scale = context.abs().nansum(1) / count
         return location, scale.maximum(typical / 2)
 
-    def features(self, scale: Tensor, times: Tensor) -> Tensor:
-        """What is known of each step beside the values: how large the scale is for these series, and the time."""
-        relative = (scale / scale.new_tensor(self.typical)).log().mean(1)[:, None, None]
-        return torch.cat([relative.expand(-1, times.shape[1], 1), times], 2)
+    def features(self, scale: Tensor, typical: Tensor, known: Tensor) -> Tensor:
+        """What is known of each step beside the values: how large the scale is for these series, and `known`."""
+        relative = (scale / typical).log().mean(1)[:, None, None]
+        return torch.cat([relative.expand(-1, known.shape[1], 1), known], 2)
+
+    @functools.cached_property
+    def table(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All groups' training rows one below the other, each group after `past_length` rows of nothing.
+
+        Values, where one is missing the last one seen; what is missing; calendar and covariates; the group's number.
+        """
+        groups = [group for group in self.items if group.train_end]
+        first = min((group.start for group in groups), key=lambda start: start.ordinal)
+        offsets = [steps_between(first, group.start) for group in groups]
+        times = calendar(first, max(offset + group.train_end for offset, group in zip(offsets, groups)), self.freq)
+        above = ((self.past_length, 0), (0, 0))
+        values, missing, known, numbers = [], [], [], []
+        for offset, group in zip(offsets, groups):
+            part = np.pad(group.values[: group.train_end], above, constant_values=np.nan)
+            values.append(last_seen(part))
+            missing.append(np.isnan(part))
+            part = self.standardised(group.covariates[: group.train_end])
+            part = np.concatenate([times[offset : offset + group.train_end], part], 1)
+            known.append(np.pad(part, above))
+            numbers.append(np.full(len(values[-1]), group.number))
+        return tuple(torch.from_numpy(np.concatenate(part)) for part in (values, missing, known, numbers))
 
     def read(self, batches, device):
-        """Yield (x_0, Past, weight) for windows whose contexts begin at the given times."""
-        reach = self.past_length - self.context_length
-        items = np.pad(self.items.to_numpy(), ((reach, 0), (0, 0)), constant_values=np.nan)
-        values = torch.from_numpy(last_seen(items)).to(device)
-        unseen = np.isnan(changes(items[None], self.difference)[0, reach - self.difference :])
-        missing = torch.from_numpy(unseen).to(device)
-        some_missing = bool(missing[self.difference :].any())
-        times = torch.from_numpy(calendar(self.items.index[0], len(self.items), self.freq)).to(device)
+        """Yield (x_0, Past, weight) for windows whose pasts begin at the given rows of `table`."""
+        values, missing, known, numbers = (part.to(device) for part in self.table)
+        typical, categories = (torch.from_numpy(part).to(device) for part in (self.typical, self.categories))
         steps = torch.arange(self.past_length + self.prediction_length, device=device)
-
-        def select(rows, length):
-            return lambda table: table.index_select(0, rows[:, -length:].flatten()).unflatten(0, (-1, length))
-
+        length = self.context_length + self.prediction_length
         for index in batches:
             rows = torch.from_numpy(index).to(device)[:, None] + steps
-            length = self.context_length + self.prediction_length
-            whole, window = select(rows, len(steps)), select(rows - reach, length)
-            past = whole(values)
-            change = changes(past[:, reach - self.difference :], self.difference)
-            if some_missing:
-                change = change.masked_fill(window(missing), torch.nan)
-            location, scale = self.location_and_scale(change[:, : self.context_length])
+            past, unseen, seen = (
+                part.index_select(0, rows.flatten()).unflatten(0, rows.shape) for part in (values, missing, known)
+            )
+            number = numbers[rows[:, 0]]
+            unseen = unseen[:, -length:] | unseen[:, -length - self.difference :][:, :length]
+            change = changes(past, self.difference)[:, -length:].masked_fill(unseen, torch.nan)
+            location, scale = self.location_and_scale(change[:, : self.context_length], typical[number])
             x_0 = (change[:, self.context_length :] - location[:, None]) / scale[:, None]
-            weight = (~x_0.isnan()).float() if some_missing else None
-            yield x_0.nan_to_num(0), Past(past, location, scale, self.features(scale, window(times))), weight
+            features = self.features(scale, typical[number], seen[:, -length:])
+            yield x_0.nan_to_num(0), Past(past, location, scale, features, categories[number]), (~x_0.isnan()).float()
+
+    def validation(self, batch_size, number, device):
+        order = np.resize(np.random.default_rng(0).permutation(self.validated), number)
+        yield from self.read(np.split(order, range(batch_size, number, batch_size)), device)
 
     def validation(self, batch_size, number, device):
         order = np.resize(np.random.default_rng(0).permutation(self.train), number)
@@ -952,6 +1026,7 @@ class Series(Data):
 
     def condition(self, samples, label, device):
         """What the forecaster samples with: the past of all windows, and which window each sample continues."""
+        self.check_covariates()
         past = Past(*(part.to(device) for part in self.past))
         return past, torch.tensor(samples, device=device) % self.histories
 
@@ -974,9 +1049,32 @@ class Series(Data):
         return pixels_of(self.picture(x, paths=True))
 
     def save(self, x, folder, label=None):
-        """samples.npy, (paths, windows, prediction_length, dimensions), and forecast.png."""
-        write(folder / "samples.npy", lambda file: np.save(file, self.by_window(x)))
+        """samples.npy, (paths, windows, prediction_length, dimensions), their quantiles and the picture of them."""
+        paths = self.by_window(x)
+        table = self.table_of(paths).to_csv(index=False, float_format="%.7g")
+        write(folder / "samples.npy", lambda file: np.save(file, paths))
+        write(folder / "forecast.csv", lambda file: file.write(table.encode()))
         write(folder / "forecast.png", functools.partial(self.picture(x, paths=False).savefig, dpi=110))
+
+    def number_of(self, name) -> int:
+        """The number of the group that is called `name`, or of a new one."""
+        names = self.names[:: self.shape[1]]
+        if len(self.categories[0]) == 0:
+            return 0  # a vector
+        return names.index(str(name)) if str(name) in names else len(names)
+
+    def name_of(self, window: int, dimension: int) -> str:
+        """The name of one of the series forecast."""
+        place = self.windows.numbers[window] * self.shape[1] + dimension
+        return self.names[place] if place < len(self.names) else "new"
+
+    def table_of(self, paths: np.ndarray) -> pd.DataFrame:
+        """Mean and quantiles of paths (n, windows, prediction_length, dimensions), a row for each time and series."""
+        rows = list(itertools.product(range(self.histories), range(self.shape[1]), range(self.prediction_length)))
+        starts = self.windows.starts
+        table = {"time": [starts[window] + step for window, _, step in rows]}
+        table |= {"series": [self.name_of(window, i) for window, i, _ in rows], "mean": by_series(paths.mean(0))}
+        return pd.DataFrame(table | {f"{level:.2f}": by_series(q) for level, q in zip(QUANTILES, quantiles(paths))})
 
     def picture(self, x, paths: bool) -> Figure:
         """A few forecasts with their past and, where it is known, the truth.
@@ -985,22 +1083,23 @@ class Series(Data):
         """
         values = self.by_window(x)
         panels = PANELS // 2 if paths else PANELS
-        dimensions = min(len(self.names), panels)
-        shown = [(window, i) for i in range(dimensions) for window in range(self.histories)[: panels // dimensions]]
+        dimensions = min(self.shape[1], panels)
+        spread = np.unique(np.linspace(0, self.histories - 1, panels // dimensions).astype(int))
+        shown = [(window, i) for i in range(dimensions) for window in spread]
         columns = 1 if len(shown) == 1 else 2
         rows = -(-len(shown) // columns)
         figure = Figure(figsize=(5 * columns, 0.8 + 1.7 * rows), dpi=80, layout="constrained")
         for number, (window, i) in enumerate(shown):
             axes = figure.add_subplot(rows, columns, number + 1)
             self.panel(axes, values[:, window, :, i], window, i, paths)
-            axes.set_title(self.names[i], fontsize=9, loc="left")
+            axes.set_title(self.name_of(window, i), fontsize=9, loc="left", parse_math=False)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
         return figure
 
     def panel(self, axes, values: np.ndarray, window: int, i: int, paths: bool) -> None:
         """One dimension of one window: `values` are its paths (n, prediction_length)."""
-        pasts, starts, truth = self.windows
-        history = pasts[window, -3 * self.prediction_length :, i]
+        starts, truth = self.windows.starts, self.windows.truth
+        history = self.windows.pasts[window, -3 * self.prediction_length :, i]
         times = pd.period_range(starts[window] - len(history), periods=len(history) + self.prediction_length)
         before, after = np.split(times.to_timestamp(), [len(history)])
         axes.plot(before, history, color="0.3", linewidth=1, label="past")
@@ -1032,12 +1131,16 @@ class Series(Data):
         truth, season = self.windows.truth, get_seasonality(self.freq)
         levels = quantiles(paths)
         scores = {"crps": weighted_quantile_loss(levels, truth)}
-        if len(self.names) > 1:
+        if self.shape[1] > 1:
             scores["crps_sum"] = weighted_quantile_loss(quantiles(paths.sum(-1)), truth.sum(-1))
         error = np.abs(truth - levels[len(QUANTILES) // 2])
-        known = [self.test[: start - 1].to_numpy() for start in self.windows.starts]
-        naive = [np.nanmean(np.abs(changes(k[None], season if season < len(k) else 1)[0]), 0) for k in known]
-        with np.errstate(divide="ignore", invalid="ignore"):  # of a constant series
+        with (
+            warnings.catch_warnings(),
+            np.errstate(divide="ignore", invalid="ignore"),
+        ):  # of what is constant or missing
+            warnings.simplefilter("ignore", RuntimeWarning)
+            lags = (season if season < len(known) else 1 for known in self.test)
+            naive = [np.nanmean(np.abs(changes(known[None], lag)[0]), 0) for known, lag in zip(self.test, lags)]
             relative = np.nanmean(error, 1) / np.stack(naive)
         scores["mase"] = float(np.ma.masked_invalid(relative).mean())
         scores["nd"] = float(np.nansum(error) / np.nansum(np.abs(truth)))
@@ -1052,16 +1155,21 @@ class Series(Data):
         return season[None][:, :, np.arange(self.prediction_length) % season.shape[1]]
 
     def random_walk(self, number: int) -> np.ndarray:
-        """Paths whose changes over `difference` steps (1 where that is 0) are drawn from those of the training data."""
-        generator, difference = np.random.default_rng(0), self.difference or 1
-        moves = np.nan_to_num(changes(self.items.to_numpy()[None], difference)[0])
-        paths, last = [], self.past.values[None, :, -difference:].numpy()
-        for begin in range(0, self.prediction_length, difference):
-            steps = np.arange(min(difference, self.prediction_length - begin))
-            first = generator.integers(len(moves) - difference + 1, size=(number, self.histories, 1))
-            last = last[:, :, : len(steps)] + moves[first + steps]
-            paths.append(last)
-        return np.concatenate(paths, 2)
+        """Paths whose changes over `difference` steps, or 1, are drawn from those of each window's own past."""
+        generator, paths = np.random.default_rng(0), []
+        for known, past in zip(self.test, self.past.values.numpy()):
+            difference = self.difference if 0 < 2 * self.difference <= len(known) else 1
+            moves = np.nan_to_num(changes(known[None], difference)[0])
+            seasons = -(-self.prediction_length // difference)
+            first = generator.integers(len(moves) - difference + 1, size=(number, seasons, 1))
+            drawn = moves[first + np.arange(difference)].cumsum(1) + past[-difference:]
+            paths.append(drawn.reshape(number, -1, self.shape[1])[:, : self.prediction_length])
+        return np.stack(paths, 1)
+
+
+def by_series(values: np.ndarray) -> np.ndarray:
+    """(windows, prediction_length, dimensions) as one column, window by window and series by series."""
+    return values.swapaxes(1, 2).ravel()
 
 
 def quantiles(paths: np.ndarray) -> np.ndarray:
@@ -1080,28 +1188,32 @@ def weighted_quantile_loss(levels: np.ndarray, truth: np.ndarray) -> float:
 def predictor(data: Series, sample):
     """A GluonTS Predictor; `sample(series, number)` draws that many paths of each of the series' windows.
 
-    It takes entries whose target has `data`'s dimensions, (dimensions, time) or, for a single one, (time,), and raises
-    ValueError for others.
+    It takes entries whose target has `data`'s dimensions, (dimensions, time) or, for a single one, (time,), and with
+    covariates `feat_dynamic_real` to the end of the forecast. Of many series `item_id` names one; others are new to it.
+    Raises ValueError for entries that do not fit.
     """
     from gluonts.model.forecast import SampleForecast
     from gluonts.model.predictor import Predictor
 
-    def last_values(entry: dict) -> np.ndarray:
-        target = np.atleast_2d(np.asarray(entry["target"], np.float32)).T
-        expected, given = (len(data.names), data.freq), (target.shape[1], entry["start"].freqstr)
+    def window(entry: dict) -> Windows:
+        values, covariates = target_and_covariates(entry)
+        expected, given = (data.shape[1], data.freq), (values.shape[1], entry["start"].freqstr)
         if given != expected:
             raise ValueError("made for {} dimensions every {}, not {} every {}".format(*expected, *given))
-        return np.pad(target, ((data.past_length, 0), (0, 0)), constant_values=np.nan)[-data.past_length :]
+        if covariates.shape[1] != len(data.covariates):
+            raise ValueError(f"feat_dynamic_real: made for {len(data.covariates)}, not {covariates.shape[1]}")
+        group = Group(data.number_of(entry.get("item_id")), entry["start"], values, covariates, 0, [len(values)])
+        return windows_of(group, data.past_length, data.context_length, data.prediction_length)
 
     class Forecaster(Predictor):
         def predict(self, dataset, num_samples: int = 100):
             entries = list(dataset)
-            starts = [entry["start"] + np.shape(entry["target"])[-1] for entry in entries]
-            series = Series(**data.facts, windows=Windows(np.stack([last_values(entry) for entry in entries]), starts))
+            windows = concatenated([window(entry) for entry in entries])._replace(truth=None)
+            series = Series(**data.facts, windows=windows)
             paths = series.by_window(sample(series, num_samples))
-            paths = paths[..., 0] if len(data.names) == 1 else paths
+            paths = paths[..., 0] if data.shape[1] == 1 else paths
             for i, entry in enumerate(entries):
-                yield SampleForecast(paths[:, i], starts[i], entry.get("item_id"))
+                yield SampleForecast(paths[:, i], windows.starts[i], entry.get("item_id"))
 
     return Forecaster(data.prediction_length)
 
@@ -1119,6 +1231,11 @@ def changes(values, difference: int):
 def last_seen(values: np.ndarray) -> np.ndarray:
     """(time, dimensions) with the value before it wherever one is missing."""
     return pd.DataFrame(values).ffill().to_numpy()
+
+
+def steps_between(first: pd.Period, last: pd.Period) -> int:
+    """How many periods after `first` is `last`."""
+    return (last.ordinal - first.ordinal) // first.freq.n
 
 
 def calendar(start: pd.Period, length: int, freq: str) -> np.ndarray:
@@ -1142,73 +1259,205 @@ def reach_of(freq: str, difference: int, context_length: int) -> int:
     return max(lags_of(freq)) + difference + context_length
 
 
-def series_of(name: str, train, test, ends: list[int], prediction_length: int, config) -> Series:
-    """A data set from frames with a column for each dimension and an index of periods.
-
-    `train` is learned from; for each of `ends`, the `prediction_length` rows of `test` before it are to be forecast.
-    """
-    train, test = train.astype(np.float32), test.astype(np.float32)
-    names, freq = [str(column) for column in train.columns], test.index.freqstr
-    context_length = config.context_length or prediction_length
-    difference = config.difference
-    if difference is None:
-        difference = get_seasonality(freq) if get_seasonality(freq) > 7 else 1
-    for column in train:
-        if train[column].isna().all():
-            raise UsageError(f"--data_dir {config.data_dir}: {column} has no values to learn from; take it out")
-    window = context_length + prediction_length
-    starts = np.arange(difference, len(train) - window + 1)
-    if not len(starts):
-        raise UsageError(
-            f"--prediction_length {prediction_length}: {name} has {len(train)} steps to learn from, too few for "
-            f"--context_length and --prediction_length, {window}, after --difference {difference}; make them smaller"
-        )
-    known = test.to_numpy()
-    past_length = reach_of(freq, difference, context_length)
-    padded = np.pad(known, ((past_length, 0), (0, 0)), constant_values=np.nan)
-    begins = [end - prediction_length for end in ends]
-    pasts = np.stack([padded[i : i + past_length] for i in begins])
-    truth = np.stack([known[i : i + prediction_length] for i in begins])
-    windows = Windows(pasts, [test.index[0] + i for i in begins], truth)
-    recent = [[None if np.isnan(value) else value for value in row] for row in padded[-past_length:].tolist()]
-    facts = {"freq": freq, "names": names, "recent": recent, "end": str(test.index[-1] + 1)}
-    facts |= {"context_length": context_length, "difference": difference, "scaling": config.scaling}
-    facts |= {"typical": typical_scale(train.to_numpy(), difference).tolist()}
-    return Series(name, (prediction_length, len(names)), windows=windows, items=train, test=test, train=starts, **facts)
-
-
-def typical_scale(items: np.ndarray, difference: int) -> np.ndarray:
+def typical_scale(values: np.ndarray, difference: int) -> np.ndarray:
     """Root mean square of each dimension's changes, and a little above zero for what never changes."""
-    squares = changes(items[None], difference)[0].astype(float) ** 2
-    largest = np.nanmax(np.abs(items), 0)
-    return np.fmax(np.nanmean(squares, 0) ** 0.5, 1e-6 * np.where(largest > 0, largest, 1))
+    squares = np.ma.masked_invalid(changes(values[None], difference)[0].astype(float) ** 2)
+    largest = np.ma.masked_invalid(np.abs(values)).max(0).filled(0)
+    return np.fmax(np.ma.filled(squares.mean(0), 0) ** 0.5, 1e-6 * np.where(largest > 0, largest, 1))
 
 
-def side_by_side(entries: list[dict]) -> pd.DataFrame:
-    """GluonTS's entries as the columns of one frame, NaN where one has not begun or has ended."""
-    times = [pd.period_range(entry["start"], periods=len(entry["target"])) for entry in entries]
-    columns = [pd.Series(entry["target"], index, np.float32) for entry, index in zip(entries, times)]
-    frame = pd.concat(columns, axis=1, keys=[str(entry.get("item_id", i)) for i, entry in enumerate(entries)])
-    return frame.reindex(pd.period_range(frame.index.min(), frame.index.max()))
+def windows_of(group: Group, past_length: int, context_length: int, prediction_length: int) -> Windows:
+    """The windows of one group, with the truth as far as there is one."""
+    values = np.pad(group.values, ((past_length, 0), (0, 0)), constant_values=np.nan)
+    length = context_length + prediction_length
+    covariates = np.pad(group.covariates, ((context_length, length), (0, 0)), constant_values=np.nan)
+    return Windows(
+        np.stack([values[begin:][:past_length] for begin in group.begins]),
+        [group.start + begin for begin in group.begins],
+        np.full(len(group.begins), group.number),
+        np.stack([covariates[begin:][:length] for begin in group.begins]),
+        np.stack([values[past_length + begin :][:prediction_length] for begin in group.begins]),
+    )
+
+
+def concatenated(windows: list[Windows]) -> Windows:
+    """All of them as one."""
+    pasts, starts, numbers, covariates, truth = zip(*windows)
+    pasts, numbers, covariates, truth = map(np.concatenate, (pasts, numbers, covariates, truth))
+    return Windows(pasts, [*itertools.chain(*starts)], numbers, covariates, truth)
+
+
+def arranged(name: str, series: list[list[Group]], names, covariates, categories, length: int, config) -> Series:
+    """A data set out of the groups of each single series: a few that share a calendar become a vector, others a panel.
+
+    `covariates` are names, `categories` those of each series. Raises UsageError.
+    """
+    calendars = {tuple((g.start, len(g.values), g.train_end, *g.begins) for g in groups) for groups in series}
+    form = config.form or ("vector" if len(calendars) == 1 and len(series) <= JOINT else "panel")
+    if form == "vector" and len(calendars) > 1:
+        raise UsageError(f"--form vector: the series of {name} do not begin and end together; leave it out")
+    if form == "vector":
+        return series_of(name, [*map(side_by_side, zip(*series))], names, covariates, [[]], length, config)
+    print(f"{len(series)} series, learned one by one")
+    columns = [column for column in zip(*categories) if 1 < len(set(column)) < len(series)]
+    categories = [list(row) for row in zip(range(len(series)), *columns)]
+    return series_of(name, [*itertools.chain(*series)], names, covariates, categories, length, config)
+
+
+def side_by_side(groups: tuple[Group, ...]) -> Group:
+    """Groups that share a calendar and covariates, as one of several dimensions."""
+    return groups[0]._replace(values=np.concatenate([group.values for group in groups], 1))
+
+
+def series_of(name: str, groups: list[Group], names, covariates, categories, length: int, config) -> Series:
+    """A data set out of its groups, in the order of their numbers. Raises UsageError."""
+    context_length, freq = config.context_length or length, groups[0].start.freqstr
+    difference, longest = config.difference, max(group.train_end for group in groups)
+    try:
+        season, _ = get_seasonality(freq), time_features_from_frequency_str(freq)
+    except ValueError as error:
+        raise UsageError(f"--freq {freq}: {error}; choose one of h, 30min, D, B, W, M") from error
+    if difference is None:
+        difference = season if season > 7 and longest >= 2 * season + context_length + length else 1
+    sizes = reach_of(freq, difference, context_length), context_length, length
+    learned = [group for group in groups if group.train_end]
+    train, validated = training_rows(learned, difference, *sizes)
+    if not len(train):
+        raise UsageError(
+            f"--prediction_length {length}: {name} has {longest} steps to learn from, too few for "
+            f"a forecast and a context of {context_length}, after --difference {difference}; make them smaller"
+        )
+    typical = [[None] * len(names)] if categories == [[]] else [[None] for _ in names]
+    for group in learned:
+        typical[group.number] = typical_scale(group.values[: group.train_end], difference).tolist()
+    seen = np.concatenate([group.covariates[: group.train_end] for group in learned])
+    moments = zip(np.nanmean(seen, 0).tolist(), np.fmax(np.nanstd(seen, 0), 1e-6).tolist())
+    last = {group.number: group._replace(begins=[len(group.values)]) for group in groups}
+    recent = concatenated([windows_of(group, *sizes) for group in last.values()])
+    facts = {"freq": freq, "names": names, "context_length": context_length, "difference": difference}
+    facts |= {"scaling": config.scaling, "typical": typical, "categories": categories}
+    facts |= {"covariates": dict(zip(covariates, map(list, moments))), "ends": [str(start) for start in recent.starts]}
+    facts |= {
+        "recent": recent.pasts.tobytes().decode("latin-1"),
+        "known": recent.covariates.tobytes().decode("latin-1"),
+    }
+    scored = [group for group in groups if group.begins]
+    if not scored:
+        raise UsageError(
+            f"--prediction_length {length}: no series of {name} is long enough to be scored; make it smaller"
+        )
+    windows, test = concatenated([windows_of(group, *sizes) for group in scored]), []
+    for group in scored:
+        test += [group.values[:begin] for begin in group.begins]
+    shape = (length, groups[0].values.shape[1])
+    items = {"items": groups, "train": train, "validated": validated, "test": test}
+    data = Series(name, shape, windows=windows, **items, **facts)
+    data.check_covariates()
+    return data
+
+
+def training_rows(groups: list[Group], difference: int, past_length: int, context_length: int, length: int) -> tuple:
+    """Where in `Series.table` the pasts of windows begin: of those to train on, and of those to validate with.
+
+    A context begins with a known change, or where the series does. Of 20 forecasts one is validated; none that is
+    trained on overlaps it.
+    """
+    train, validated, above = [np.empty(0, int)], [np.empty(0, int)], context_length
+    for group in groups:
+        last = group.train_end - context_length - length  # begins the last context; before 0, it is not whole
+        if group.train_end > difference + length:
+            begins = np.arange(min(difference, last), last + 1)
+            kept = begins[10 * length :: 20 * length]
+            free = np.abs(begins[:, None] - kept).min(1, initial=length) >= length
+            train.append(above + begins[free])
+            validated.append(above + kept)
+        above += past_length + group.train_end
+    return np.concatenate(train), np.concatenate(validated)
+
+
+def target_and_covariates(entry: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Of a GluonTS entry, (time, dimensions) and (time and perhaps more, covariates)."""
+    values = np.atleast_2d(np.asarray(entry["target"], np.float32)).T
+    known = entry.get("feat_dynamic_real")
+    covariates = np.empty((len(values), 0)) if known is None else np.atleast_2d(known).T
+    if (np.abs(values) > LARGEST).any():
+        raise ValueError(f"a value larger than {LARGEST:g}")
+    return values, covariates.astype(np.float32)
+
+
+def as_groups(number: int, train: dict | None, tests: list[dict], length: int) -> list[Group]:
+    """One of GluonTS's series: its training entry, if any, and a test entry for each forecast, one longer than another.
+
+    Two groups where the test entries do not go on from the training entry. Raises ValueError.
+    """
+    entries = [train] * (train is not None) + tests
+    groups = [Group(number, entry["start"], *target_and_covariates(entry), 0, []) for entry in entries]
+    groups, tests = groups[: len(entries) - len(tests)], groups[len(entries) - len(tests) :]
+    groups = [group._replace(train_end=len(group.values)) for group in groups]
+    if not tests:
+        return groups
+    whole = max(tests, key=lambda group: len(group.values))
+    if not all(goes_on(group, whole, len(group.values)) for group in tests):
+        raise ValueError("the test series of a window do not go on from those of the one before")
+    whole = whole._replace(begins=[len(group.values) - length for group in tests])
+    if min(whole.begins) < 1:
+        raise ValueError(f"a test series has no more than {length} steps; make --prediction_length smaller")
+    for group in groups:  # what is learned ends before the first forecast begins
+        until = int(np.clip(steps_between(group.start, whole.start + min(whole.begins)), 0, group.train_end))
+        if goes_on(group, whole, until):
+            return [whole._replace(train_end=until)]
+        groups = [group._replace(train_end=until)]
+    return [*groups, whole]
+
+
+def goes_on(group: Group, whole: Group, length: int) -> bool:
+    """Whether `whole` has the first `length` steps of `group`."""
+    same = np.array_equal(group.values[:length], whole.values[:length], equal_nan=True)
+    return group.start == whole.start and same
+
+
+class NotWhole(UsageError):
+    """A data set of which files are missing or damaged."""
 
 
 def gluonts_folder(name: str, root: Path, config) -> Series:
-    """A data set in GluonTS's layout: `train`, and in `test` the same series again for each window, in turn."""
+    """A data set in GluonTS's layout: `train`, and in `test` the same series again for each window.
+
+    Series of the test that are not in `train`, by `item_id`, are forecast all the same. Raises UsageError, and
+    NotWhole where files are missing or damaged.
+    """
     from gluonts.dataset.common import load_datasets
 
     allow_business_days()
-    parts = load_datasets(root, root / "train", root / "test")
-    train, tests = list(parts.train), list(parts.test)
-    rounds = [tests[i : i + len(train)] for i in range(0, len(tests), len(train))]
-    if not rounds or len(rounds[-1]) != len(train):
-        raise UsageError(f"--data_dir {root}: {len(tests)} test series are no multiple of {len(train)} training series")
-    frames = [side_by_side(entries) for entries in rounds]
-    longest = max(frames, key=len)
-    ends = [len(frame) for frame in frames]
-    if any(not np.array_equal(frame, longest[: len(frame)], equal_nan=True) for frame in frames):
-        raise UsageError(f"--data_dir {root}: the test series of a window do not go on from those of the one before")
+    try:
+        parts = load_datasets(root, root / "train", root / "test")
+        train, tests = list(parts.train), list(parts.test)
+        if not (train and tests):
+            raise EOFError("no series in it")
+    except Exception as error:  # of several libraries
+        raise NotWhole(f"--data_dir {root}: not there or not whole ({type(error).__name__}: {error})") from error
     length = config.prediction_length or parts.metadata.prediction_length
-    return series_of(name, side_by_side(train), longest, ends, length, config)
+    if not length:
+        raise UsageError("--prediction_length: the data set does not say how many steps to forecast; give it")
+    names, test_names = ([str(entry.get("item_id", i)) for i, entry in enumerate(part)] for part in (train, tests))
+    if len(set(names)) < len(train) or not set(names) & set(test_names):  # they have no names: they come in turn
+        if len(tests) % len(train):
+            raise UsageError(
+                f"--data_dir {root}: {len(tests)} test series, no multiple of {len(train)} training series"
+            )
+        names, test_names = ([str(i % len(train)) for i in range(len(part))] for part in (train, tests))
+    windows = {name: [] for name in (*names, *test_names)}
+    for test_name, entry in zip(test_names, tests):
+        windows[test_name].append(entry)
+    entries = dict(zip(names, train))
+    try:
+        series = [as_groups(i, entries.get(key), windows[key], length) for i, key in enumerate(windows)]
+    except ValueError as error:
+        raise UsageError(f"--data_dir {root}: {error}") from error
+    firsts = [entries.get(key) or windows[key][0] for key in windows]
+    categories = [[int(category) for category in entry.get("feat_static_cat", [])] for entry in firsts]
+    covariates = [f"feat_dynamic_real_{i}" for i in range(series[0][0].covariates.shape[1])]
+    return arranged(name, series, list(windows), covariates, categories, length, config)
 
 
 def gluonts(recipe: str, config) -> Series:
@@ -1216,15 +1465,13 @@ def gluonts(recipe: str, config) -> Series:
     name, home = f"gluonts:{recipe}", Path(config.data_dir) / "gluonts" / recipe
     try:
         return gluonts_folder(name, home, config)
-    except UsageError:
-        raise
-    except (OSError, EOFError, ValueError, zlib.error, KeyError) as error:  # absent, half written or broken
-        state = f"{home} is not there or not whole ({type(error).__name__}: {error})"
+    except NotWhole as error:
+        state = str(error)
     from gluonts.dataset.repository.datasets import dataset_recipes, materialize_dataset
 
     if recipe not in dataset_recipes:
         known = ", ".join(dataset_recipes)
-        raise UsageError(f"--data_dir {config.data_dir}: {state}, and GluonTS cannot make it; it makes {known}")
+        raise UsageError(f"{state}, and GluonTS cannot make {recipe}; it makes {known}")
     print(f"{state}: making it")
     partial = home.with_name(f".{recipe}.part")
     shutil.rmtree(partial, ignore_errors=True)
@@ -1247,32 +1494,111 @@ def series(config) -> Series:
 
 
 def from_csv(path: Path, config) -> Series:
-    """The first column is the time, each other a series; of the end, a tenth, at most five windows, is held out."""
+    """The first column is the time, each other a series, or one of `--covariates`; of each the end is held out.
+
+    A series begins and ends where its column does, if that is more than a forecast's length from where others do.
+    """
     if config.prediction_length is None:
         raise UsageError("--prediction_length: say how many rows to forecast")
     allow_business_days()
+    frame, length = evenly_spaced(read_csv(path), path, config), config.prediction_length
+    unknown = set(config.covariates or []) - set(frame)
+    if unknown:
+        raise UsageError(f"--covariates {' '.join(unknown)}: not among the columns {', '.join(frame)}")
+    covariates = frame[config.covariates or []]
+    frame = frame.drop(columns=covariates.columns)
+    empty = [column for column in frame if frame[column].isna().all()]
+    if empty or not len(frame.columns):
+        raise UsageError(f"--data_dir {path}: {(empty or ['it'])[0]} has no values to learn from; take it out")
+    frame = frame[: frame.last_valid_index()]
+    series = []
+    for number, column in enumerate(frame):
+        known = np.flatnonzero(frame[column].notna())
+        first, last = known[0] * (known[0] > length), known[-1] + 1
+        last = last if len(frame) - last > length else len(frame)
+        rows = last - first
+        windows = config.test_windows or int(np.clip(HELD_OUT * rows // length, 1, 5))
+        begins = [rows - length * i for i in range(windows, 0, -1) if rows - length * i > 0]
+        if config.test_windows and len(begins) < windows:
+            raise UsageError(f"--test_windows {windows}: {column} has {rows} rows, too few; make it smaller")
+        values = frame[column].to_numpy(np.float32)[first:last, None]
+        known = covariates.to_numpy(np.float32)[first:]
+        series.append([Group(number, frame.index[first], values, known, min(begins, default=rows), begins)])
+    return arranged("series", series, [*map(str, frame)], list(covariates), [[] for _ in series], length, config)
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Numbers by their time, in the order of time, of a CSV with commas, semicolons or tabs. Raises UsageError."""
     try:
-        frame = pd.read_csv(path)
-        times = pd.to_datetime(frame.iloc[:, 0])
-        frame = frame.iloc[:, 1:].apply(pd.to_numeric).set_index(pd.DatetimeIndex(times)).sort_index()
-    except (ValueError, TypeError, IndexError) as error:
+        with open(path, encoding="utf-8-sig") as file:
+            header = file.readline()
+        separator = max(",;\t", key=header.count)
+        frame = pd.read_csv(path, sep=separator, decimal="," if separator == ";" else ".", index_col=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--data_dir {path}: not a CSV ({error})") from error
+    if separator == ";":
+        print("read with semicolons between columns, and decimal commas")
+    frame = frame.dropna(how="all")
+    frame = frame.drop(columns=[name for name in frame if name.startswith("Unnamed: ") and frame[name].isna().all()])
+    if frame.shape[1] < 2:
+        raise UsageError(f"--data_dir {path}: no series; the first column is the time, all others are numbers")
+    stamps = times_of(frame.pop(frame.columns[0]), path)
+    for name in frame:
+        numbers = pd.to_numeric(frame[name], errors="coerce").astype(float)
+        wrong = np.flatnonzero((numbers.isna() & frame[name].notna()) | (numbers.abs() > LARGEST))
+        if len(wrong):
+            place = f"{frame[name].iloc[wrong[0]]} in column {name}, row {frame.index[wrong[0]] + 2}"
+            raise UsageError(f"--data_dir {path}: {place}; must be a number, or empty where it is missing")
+        frame[name] = numbers
+    return frame.set_index(stamps).sort_index()
+
+
+def times_of(column: pd.Series, path: Path) -> pd.DatetimeIndex:
+    """Dates, in UTC if they have an offset, or numbers: years, dates (20240131), seconds or milliseconds since 1970."""
+    kinds = {"years": (1000, 1e4), "dates": (1e7, 1e8), "seconds since 1970": (1e8, 1e11)}
+    kinds["milliseconds since 1970"] = (1e11, 1e14)
+    try:
+        if not pd.api.types.is_numeric_dtype(column):
+            if column.astype(str).str.contains(r"(?:[Zz]|[+-]\d\d:?\d\d)$").any():
+                print(f"times with an offset from UTC in column {column.name}: counted in UTC")
+            return pd.DatetimeIndex(pd.to_datetime(column, utc=True)).tz_localize(None)
+        whole = column.astype("int64")
+        fits = [kind for kind, (low, high) in kinds.items() if whole.between(low, high, inclusive="left").all()]
+        if not (whole == column).all() or not fits:
+            raise ValueError("numbers that are neither years nor seconds since 1970")
+    except (ValueError, TypeError, OverflowError) as error:
         raise UsageError(f"--data_dir {path}: {error}; the first column must be dates, all others numbers") from error
-    try:
-        frame.index = frame.index.to_period(config.freq)
-    except ValueError as error:
-        what = f"--freq {config.freq}: {error}" if config.freq else "--freq: the time between rows cannot be told"
-        raise UsageError(f"{what}; give it: h, 30min, D, B, W, M") from error
+    print(f"times in column {column.name} read as {fits[0]}")
+    if "since" in fits[0]:
+        return pd.DatetimeIndex(pd.to_datetime(whole, unit="ms" if "milli" in fits[0] else "s"))
+    return pd.DatetimeIndex(pd.to_datetime(whole.astype(str), format="%Y" if "years" in fits[0] else "%Y%m%d"))
+
+
+def evenly_spaced(frame: pd.DataFrame, path: Path, config) -> pd.DataFrame:
+    """By periods of `--freq`, one row each: missing ones are empty, and several of a period become their mean."""
     if frame.index.has_duplicates:
         time = frame.index[frame.index.duplicated()][0]
-        raise UsageError(f"--data_dir {path}: several rows for {time} (--freq {frame.index.freqstr}); leave one")
-    whole = frame.reindex(pd.period_range(frame.index[0], frame.index[-1], freq=frame.index.freq))
-    if len(whole) > len(frame):
-        missing = whole.index.difference(frame.index)
-        print(f"{len(missing)} of {len(whole)} rows are missing, the first {missing[0]}")
-    length = config.prediction_length
-    windows = int(np.clip(HELD_OUT * len(whole) // length, 1, 5))
-    ends = [len(whole) - length * i for i in range(windows)][::-1]
-    return series_of("series", whole[: ends[0] - length], whole, ends, length, config)
+        raise UsageError(f"--data_dir {path}: several rows for {time}; leave one")
+    freq = config.freq or frame.index.inferred_freq
+    if freq is None:
+        raise UsageError("--freq: the time between rows cannot be told; give it: h, 30min, D, B, W, M")
+    try:
+        periods = frame.index.to_period(config.freq)
+    except ValueError as error:
+        raise UsageError(f"--freq {freq}: {error}; choose one of h, 30min, D, B, W, M") from error
+    steps = (periods.asi8 - periods.asi8[0]) // periods.freq.n
+    rows = int(steps[-1]) + 1
+    if rows > min(MOST_ROWS, 1000 + 100 * len(frame)):
+        span = f"{len(frame)} rows from {frame.index[0]} to {frame.index[-1]} would make {rows:,}"
+        raise UsageError(f"--freq {freq}: {span}; correct the times, or choose a longer --freq")
+    if len(np.unique(steps)) < len(steps):
+        print(f"--freq {freq}: {len(steps)} rows become the means of {len(np.unique(steps))}")
+    whole = frame.groupby(steps).mean().reindex(range(rows))
+    whole.index = pd.period_range(periods[0], periods=rows)
+    missing = np.setdiff1d(np.arange(rows), steps)
+    if len(missing):
+        print(f"{len(missing)} of {rows} rows are missing, the first {whole.index[missing[0]]}")
+    return whole
 
 
 DATASETS = {  # name: (modality, function that reads it)

@@ -58,6 +58,9 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
         "prediction_length": option({"series": None}, "steps to forecast (default: the data set's own)", **count),
         "context_length": option({"series": None}, "steps read before a forecast (default: as many)", **count),
         "freq": option({"series": None}, "time between rows: h, 30min, D, B, W, M (default: as read)", metavar="FREQ"),
+        "form": option({"series": None}, "vector: learned jointly; panel: one by one", choices=("vector", "panel")),
+        "covariates": option({"series": None}, "columns known ahead of time", metavar="COLUMN", nargs="+"),
+        "test_windows": option({"series": None}, "forecasts to score (default: a tenth, at most 5)", **count),
         "difference": option({"series": None}, "steps a change is over; 0: none (default: 1 or a season)", **natural),
         "scaling": option({"series": "mean"}, "scaling of a window by its context", choices=("mean", "standard")),
         "words": option({"audio": None}, "words to learn (default: digits; sounds: all)", metavar="WORD", nargs="+"),
@@ -379,7 +382,8 @@ def new_model(config, data: Data, device) -> Model:
         denoiser = DENOISERS[data.modality](data.shape, **settings).to(device)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    data.condition(range(1), config.label, "cpu")  # a wrong --label is an error before the training, not after it
+    if config.label is not None:
+        data.class_number(str(config.label))  # a wrong --label is an error before the training, not after it
     if config.guidance != 1 and not data.classes:
         raise UsageError(f"--guidance {config.guidance}: {data.name} has no classes; leave --guidance out")
     chain = (config.num_timesteps, config.beta_schedule, config.prediction_type)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from positional_embeddings import embedding
 
 ADAMW_SHARE = 0.15  # of Muon's learning rate
+CATEGORY_SIZE = 16  # of a series' embedding
 
 
 class Denoiser(nn.Module):
@@ -204,7 +205,8 @@ class RNN(Denoiser):
     x_t are changes over `difference` steps (values where that is 0), minus `location` and divided by `scale`. cond is
     the past: `values` (batch, time, dimensions), in the units of the data, as far back as `lags` reach before the
     context; `location` and `scale` (batch, dimensions); `features` (batch, context and forecast, features), known for
-    every step. In training the values go on to the end of the forecast.
+    every step; `categories` (batch, columns), numbers below those of the keyword, the last of which is never trained
+    and stands for what is new. In training the values go on to the end of the forecast.
     """
 
     def __init__(
@@ -214,6 +216,7 @@ class RNN(Denoiser):
         lags: list[int],
         difference: int,
         features: int,
+        categories: list[int],
         num_timesteps: int,
         hidden_size: int,
         hidden_layers: int,
@@ -224,12 +227,20 @@ class RNN(Denoiser):
         super().__init__(shape, num_timesteps)
         self.lags, self.difference = lags, difference
         self.level_lags = [lag for lag in lags if lag > difference > 1]
-        inputs = shape[1] * (len(self.lags) + len(self.level_lags)) + features
+        self.embed_categories = nn.ModuleList(zero(nn.Embedding(number + 1, CATEGORY_SIZE)) for number in categories)
+        inputs = shape[1] * (len(self.lags) + len(self.level_lags)) + features + CATEGORY_SIZE * len(categories)
         self.encoder = Encoder(inputs, hidden_size)
         self.dropout = nn.Dropout(dropout)
         embed = embedding(time_embedding, embedding_size, scale=1000)
         self.denoiser = VectorDenoiser(shape[1], 2 * hidden_size, hidden_layers, num_timesteps, embed)
         self.project = nn.Linear(hidden_size, self.denoiser.cond_size)
+
+    def features(self, past) -> Tensor:
+        """What is known of each step beside the values, with the embeddings of the series' categories."""
+        known = [past.features]
+        for embed, category in zip(self.embed_categories, past.categories.T):
+            known.append(embed(category)[:, None].expand(-1, past.features.shape[1], -1))
+        return torch.cat(known, 2)
 
     def inputs(self, lagged, location: Tensor, scale: Tensor, features: Tensor) -> Tensor:
         """What the encoder reads, (batch, time, inputs); `lagged(lag)` are the values `lag` steps before each step.
@@ -253,7 +264,7 @@ class RNN(Denoiser):
         def lagged(lag):
             return cond.values[:, first - lag : first - lag + length]
 
-        hidden, _ = self.encoder(self.inputs(lagged, cond.location, cond.scale, cond.features))
+        hidden, _ = self.encoder(self.inputs(lagged, cond.location, cond.scale, self.features(cond)))
         return self.denoiser(x_t, t, self.project(self.dropout(hidden[:, -x_t.shape[1] :])))
 
     def sample(self, reverse, cond) -> Tensor:
@@ -274,8 +285,9 @@ class RNN(Denoiser):
             values = forecast[step] if step >= 0 else past.values[window, step]  # below 0: before the forecast
             return values[:, None]
 
-        hidden, state = self.encoder(self.inputs(in_context, past.location, past.scale, past.features[:, :context]))
-        state, features = tuple(part[:, window] for part in state), past.features[window, context:]
+        features = self.features(past)
+        hidden, state = self.encoder(self.inputs(in_context, past.location, past.scale, features[:, :context]))
+        state, features = tuple(part[:, window] for part in state), features[window, context:]
         location, scale = past.location[window], past.scale[window]
         for step in range(self.shape[0]):
             inputs = self.inputs(before_next, location, scale, features[:, step : step + 1])
