@@ -1012,10 +1012,6 @@ class Series(Data):
         order = np.resize(np.random.default_rng(0).permutation(self.validated), number)
         yield from self.read(np.split(order, range(batch_size, number, batch_size)), device)
 
-    def validation(self, batch_size, number, device):
-        order = np.resize(np.random.default_rng(0).permutation(self.train), number)
-        yield from self.read(np.split(order, range(batch_size, number, batch_size)), device)
-
     def held_out(self, batch_size, number, device):
         """Yield (x_0, None, None) of the true values of the windows, in turn."""
         known = np.concatenate([self.windows.pasts, self.windows.truth], 1)
