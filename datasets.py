@@ -1356,7 +1356,7 @@ def training_rows(groups: list[Group], difference: int, past_length: int, contex
     """Where in `Series.table` the pasts of windows begin: of those to train on, and of those to validate with.
 
     A context begins with a known change, or where the series does. Of 20 forecasts one is validated; none that is
-    trained on overlaps it.
+    trained on overlaps it. Where all series are too short for that, training windows are validated.
     """
     train, validated, above = [np.empty(0, int)], [np.empty(0, int)], context_length
     for group in groups:
@@ -1368,7 +1368,8 @@ def training_rows(groups: list[Group], difference: int, past_length: int, contex
             train.append(above + begins[free])
             validated.append(above + kept)
         above += past_length + group.train_end
-    return np.concatenate(train), np.concatenate(validated)
+    train, validated = map(np.concatenate, (train, validated))
+    return train, validated if len(validated) else train
 
 
 def target_and_covariates(entry: dict) -> tuple[np.ndarray, np.ndarray]:

@@ -273,7 +273,8 @@ def test_a_run_forecasts_and_its_checkpoint_forecasts_what_comes_next(tmp_path, 
     result = ddpm_command("--evaluate", run / "checkpoint.pt")
     assert result.returncode == 0, result.stderr
     (again,) = run.glob("samples/*/metrics.json")
-    assert json.loads(again.read_text()) == metrics
+    other = json.loads(again.read_text())
+    assert all(other[name] == metrics[name] for name in ("crps", "mase", "coverage_90", "random_walk"))
     shutil.rmtree(again.parent)
     csv.unlink()
     result = ddpm_command("--sample", run / "checkpoint.pt")
