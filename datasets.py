@@ -22,6 +22,8 @@ import re
 import shutil
 import time
 import warnings
+import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +50,7 @@ STATIC = Path(__file__).parent / "static"
 RESIDENT_BYTES = 2**30  # data up to this size is kept on the device, larger data is read from the disk
 HELD_OUT = 0.1  # share of the items held out for scoring, where the data set itself does not say
 MAX_PICTURED = 2000  # samples in a picture
+MAX_TRUE = 20000  # points that samples are compared with
 
 
 class UsageError(ValueError):
@@ -274,61 +277,84 @@ def pixels_of(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def cast(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Values as `dtype`, rounded and clipped where it holds integers."""
+    if np.issubdtype(dtype, np.integer):
+        values = values.round().clip(np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return values.astype(dtype)
+
+
 class Points(Data):
-    """Points in the plane. Model space: standardised, each coordinate by itself."""
+    """Points in the plane, or of any dimension. Model space: standardised, each coordinate by itself."""
 
     modality = "points"
     animated = 1000
 
-    def __init__(self, name, shape, mean, std, limits, **items):
+    def __init__(self, name, shape, mean, std, limits, dtype="float32", **items):
         super().__init__(name, shape, **items)
-        self.mean, self.std, self.limits = mean, std, limits
-        self.facts |= {"mean": mean, "std": std, "limits": limits}
+        self.mean, self.std, self.limits, self.dtype = mean, std, limits, dtype
+        self.facts |= {"mean": mean, "std": std, "limits": limits, "dtype": dtype}
         reach = (np.array(limits) - mean) / std
         self.interval = (1.25 * reach.min().item(), 1.25 * reach.max().item())  # wide enough to shape nothing
 
     def encode(self, raw):
-        return (raw - raw.new_tensor(self.mean)) / raw.new_tensor(self.std)
+        raw = raw if raw.dtype == torch.float64 else raw.float()
+        return ((raw - raw.new_tensor(self.mean)) / raw.new_tensor(self.std)).float()
 
     def decode(self, x):
-        return x.float().cpu().numpy() * np.float32(self.std) + np.float32(self.mean)
+        return cast(x.cpu().double().numpy() * self.std + self.mean, self.dtype)
 
     def render(self, x):
-        figure = Figure(figsize=(4, 4), dpi=100)
-        axes = figure.add_axes((0, 0, 1, 1))
+        """Each pair of the first three coordinates, each coordinate of more than two on a scale of its own."""
+        pairs = list(itertools.combinations(range(min(self.shape[0], 3)), 2)) or [(0, 0)]
+        figure, points = Figure(figsize=(4 * len(pairs), 4), dpi=100), self.decode(x)
         low, high = np.array(self.limits)
-        middle, reach = (low + high) / 2, 0.65 * (high - low).max()
-        axes.set(xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach))
-        axes.set_axis_off()
-        axes.plot(*self.decode(x).T, ".", markersize=4, markeredgewidth=0, color="#2b5c8a", alpha=0.7)
+        middle, reach = (low + high) / 2, 0.65 * (high - low).clip(min=1e-9)
+        reach = reach if self.shape[0] > 2 else reach.max().repeat(self.shape[0])
+        for k, (i, j) in enumerate(pairs):
+            axes = figure.add_axes((k / len(pairs), 0, 1 / len(pairs), 1))
+            axes.set(
+                xlim=(middle[i] - reach[i], middle[i] + reach[i]), ylim=(middle[j] - reach[j], middle[j] + reach[j])
+            )
+            axes.set_axis_off()
+            axes.plot(points[:, i], points[:, j], ".", markersize=4, markeredgewidth=0, color="#2b5c8a", alpha=0.7)
         return pixels_of(figure)
 
     def score(self, x, device="cpu", thorough=False):
         """Distances to true samples of the same size and to training items, beside those of true samples."""
-        train, true = (self.encode(torch.from_numpy(self.items[part])).numpy() for part in (self.train, self.test))
+        parts = (self.train, self.test[:MAX_TRUE])
+        train, true = (self.encode(torch.from_numpy(self.items[part])).numpy() for part in parts)
+        if len(true) < 2:
+            return {}
         x = x[: len(true) // 2].float().cpu().numpy()
-        true = true[: len(true) // len(x) * len(x)].reshape(-1, len(x), 2)
+        true = true[: len(true) // len(x) * len(x)].reshape(-1, *x.shape)
         scores, floors = {"samples": len(x)}, {}
         for name, distance in {"sliced_wasserstein": sliced_wasserstein, "distance_to_data": nearest_distance}.items():
             scores[name] = float(np.mean([distance(x, other) for other in true]))
             floors[name] = float(np.mean([distance(one, other) for one, other in zip(true, np.roll(true, 1, axis=0))]))
         scores["distance_to_training_items"] = nearest_distance(x, train)
-        floors["distance_to_training_items"] = nearest_distance(np.concatenate(true), train)
-        ratios = {f"{name}_ratio": scores[name] / floor for name, floor in floors.items()}
+        floors["distance_to_training_items"] = nearest_distance(true[0], train)
+        ratios = {f"{name}_ratio": scores[name] / max(floor, 1e-9) for name, floor in floors.items()}
         return scores | ratios | {"true_samples": floors}
 
 
 def nearest_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """Mean distance of the points x to the nearest of the points y, both (n, 2)."""
+    """Mean distance of the points x to the nearest of the points y, both (n, dimensions)."""
     from scipy.spatial import KDTree
 
     return float(KDTree(y).query(x)[0].mean())
 
 
 def sliced_wasserstein(x: np.ndarray, y: np.ndarray, directions: int = 128) -> float:
-    """Sliced 2-Wasserstein distance of two equally large sets of points, (n, 2) (Bonneel et al. 2015, eq. 9)."""
+    """Sliced 2-Wasserstein distance of two equally large sets of points, (n, dimensions) (Bonneel et al. 2015, eq. 9).
+
+    The directions are evenly spread in the plane, random ones elsewhere.
+    """
     angles = np.pi * (np.arange(directions) + 0.5) / directions
     theta = np.stack([np.cos(angles), np.sin(angles)])
+    if x.shape[1] != 2:
+        theta = np.random.default_rng(0).normal(size=(x.shape[1], directions))
+        theta /= np.linalg.norm(theta, axis=0)
     return float(np.sqrt(np.mean((np.sort(x @ theta, axis=0) - np.sort(y @ theta, axis=0)) ** 2)))
 
 
@@ -337,10 +363,14 @@ def points(name: str, sample, config) -> Points:
     number = 8000
     items = sample(number + 20000, np.random.default_rng(0)).astype(np.float32)
     train, test = np.arange(number), np.arange(number, len(items))
-    known = items[train]
+    return Points(name, (2,), items=items, train=train, test=test, **points_facts(items[train]))
+
+
+def points_facts(known: np.ndarray) -> dict:
+    """What a data set of points keeps of the training points, (n, dimensions)."""
+    std = known.std(0)
     limits = [known.min(0).tolist(), known.max(0).tolist()]
-    facts = {"mean": known.mean(0).tolist(), "std": known.std(0).tolist(), "limits": limits}
-    return Points(name, (2,), items=items, train=train, test=test, **facts)
+    return {"mean": known.mean(0).tolist(), "std": np.where(std > 0, std, 1).tolist(), "limits": limits}
 
 
 def circle(number: int, generator) -> np.ndarray:
@@ -375,25 +405,34 @@ COMPARED_VALUES = 2**24  # of training items looked at at once: 64 MB
 
 
 class Pixels(Data):
-    """Raw: (height, width, channels) uint8; model space: (channels, height, width), (raw - mean) / std."""
+    """Raw: (height, width, channels), of `flat` data (height, width), values of `dtype` within `limits`.
+
+    Model space: (channels, height, width), (raw - mean) / std; by default the middle and half of the limits.
+    """
 
     animated = 40
 
-    def __init__(self, name, shape, mean=127.5, std=127.5, **items):
+    def __init__(self, name, shape, limits=(0, 255), mean=None, std=None, dtype="uint8", flat=False, **items):
         super().__init__(name, shape, **items)
-        self.mean, self.std = mean, std
-        self.facts |= {"mean": mean, "std": std}
-        self.interval, self.bin_width = (-mean / std, (255 - mean) / std), 1 / std
+        low, high = self.limits = tuple(limits)
+        self.mean = (low + high) / 2 if mean is None else mean
+        self.std = (high - low) / 2 if std is None else std
+        self.dtype, self.flat = dtype, flat
+        self.facts |= {"limits": [low, high], "mean": self.mean, "std": self.std, "dtype": dtype, "flat": flat}
+        self.interval = (low - self.mean) / self.std, (high - self.mean) / self.std
+        self.bin_width = 1 / self.std if np.issubdtype(dtype, np.integer) else None
 
     def network_settings(self):
         return {"num_classes": len(self.classes or ())}
 
     def encode(self, raw):
-        return raw.permute(0, 3, 1, 2).float().sub_(self.mean).div_(self.std)
+        raw = raw[..., None] if self.flat else raw
+        raw = raw if raw.dtype == torch.float64 else raw.float()
+        return raw.permute(0, 3, 1, 2).sub(self.mean).div_(self.std).float()
 
     def decode(self, x):
-        raw = x.float().mul(self.std).add(self.mean).round().clamp(0, 255).byte()
-        return raw.permute(0, 2, 3, 1).cpu().numpy()
+        raw = x.cpu().double().mul(self.std).add(self.mean).clamp(*self.limits).permute(0, 2, 3, 1).numpy()
+        return cast(raw[..., 0] if self.flat else raw, self.dtype)
 
     def score(self, x, device="cpu", thorough=False):
         """Distance to the nearest training item, and mean and contrast of each channel, beside those of held-out items.
@@ -447,13 +486,16 @@ def grid(tiles: np.ndarray) -> np.ndarray:
 
 
 class Images(Pixels):
-    """Grey or RGB, by default in [-1, 1]."""
+    """Images of any number of channels; one is drawn grey, of several the first three as RGB."""
 
     modality = "images"
 
     def render(self, x):
-        tiles = self.decode(x)
-        return grid(tiles.repeat(3 // tiles.shape[3], axis=3))  # grey becomes RGB
+        low, high = self.interval
+        tiles = x.cpu().sub(low).mul(255 / (high - low)).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+        if tiles.shape[3] == 1:
+            tiles = tiles.repeat(3, axis=3)
+        return grid(np.pad(tiles[..., :3], ((0, 0), (0, 0), (0, 0), (0, 3 - min(3, tiles.shape[3])))))
 
     def score(self, x, device="cpu", thorough=False):
         """Also, if `thorough`, the Fréchet distance in Inception features (Heusel et al. 2017), where it can be had.
@@ -466,6 +508,9 @@ class Images(Pixels):
         if min(number, len(self.train) // 2) < FRECHET_SAMPLES:
             needed = f"--num_samples {FRECHET_SAMPLES} and twice as many training images, better 10000"
             print(f"Fréchet distance left out: it needs at least {needed}")
+            return scores
+        if self.dtype != "uint8" or self.shape[0] not in (1, 3):
+            print("Fréchet distance left out: Inception takes grey and RGB images of 8 bits")
             return scores
         number = min(number, len(self.train) // 2)
         others, real = np.split(self.items[np.random.default_rng(0).permutation(self.train)], [number])
@@ -488,7 +533,7 @@ def frechet_distances(real: np.ndarray, others: list[np.ndarray], device="cpu", 
     with tqdm(desc="Fréchet", total=total, unit=" images", leave=False, disable=None) as bar:
         for images in [real, *others]:
             for batch in np.split(images, range(64, len(images), 64)):
-                batch = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2)
+                batch = torch.from_numpy(batch.reshape(*batch.shape[:3], -1)).to(device).permute(0, 3, 1, 2)
                 metric.update(batch.expand(-1, 3, -1, -1), real=images is real)
                 bar.update(len(batch))
             if images is not real:
@@ -504,7 +549,7 @@ def gray_images(name: str, items: np.ndarray, labels: np.ndarray, number: int, c
         from torchvision.transforms.functional import resize
 
         pixels = torch.from_numpy(items).permute(0, 3, 1, 2)
-        items = resize(pixels, [config.image_size] * 2, antialias=True).permute(0, 2, 3, 1).contiguous().numpy()
+        items = resize(pixels, sides(config.image_size), antialias=True).permute(0, 2, 3, 1).contiguous().numpy()
     train, test = np.split(np.arange(len(items)), [number])
     return Images(name, (1, *items.shape[1:3]), classes=classes, items=items, labels=labels, train=train, test=test)
 
@@ -540,24 +585,60 @@ def from_kaggle(name: str, handle: str, config) -> Images:
         with download(name, config, f"unpack kaggle.com/datasets/{handle} into {home}"):
             kagglehub.dataset_download(handle, output_dir=str(partial))
         partial.rename(home)
-    return from_images(name, home, home.parent / ".cache", config, labelled=False)
+    return from_images(name, home, home.parent / ".cache", config, own=False)
 
 
 def image_folder(config) -> Images:
     """Your own images: all below `--data_dir`; the folders right below it, if there are several, are classes."""
     root = Path(config.data_dir)
-    return from_images("folder", root, root / ".cache", config, labelled=True)
+    return from_images("folder", root, root / ".cache", config, own=True)
 
 
-def from_images(name: str, root: Path, cache: Path, config, labelled: bool) -> Images:
-    """All images below `root`; one in ten, at least one, is held out."""
+def from_images(name: str, root: Path, cache: Path, config, own: bool) -> Images:
+    """All images below `root`, RGB or, your own, as they are; one in ten, at least one, is held out."""
     Image.init()
-    size = config.image_size or 64
+    height, width = sides(config.image_size or 64)
     paths = files_below(root, Image.EXTENSION)
-    kept, items = decoded("images", paths, root, cache, lambda path: decode_image(path, size), (size, size, 3))
-    classes, labels = labels_by_folder([paths[i] for i in kept], root) if labelled else (None, None)
+    mode = common_mode(paths, root) if own else "RGB"
+    dtype, channels = ("uint16" if mode == "I;16" else "uint8"), (3 if mode == "RGB" else 1)
+    shape = (height, width, channels * np.dtype(dtype).itemsize)  # in bytes
+    kept, items = decoded("images", paths, root, cache, lambda path: decode_image(path, (width, height), mode), shape)
+    items = items.view(dtype)
+    classes, labels = labels_by_folder([paths[i] for i in kept], root) if own else (None, None)
     train, test = split(len(items))
-    return Images(name, (3, size, size), classes=classes, items=items, labels=labels, train=train, test=test)
+    parts = {"items": items, "labels": labels, "train": train, "test": test, "classes": classes}
+    return Images(name, (channels, height, width), value_range(items, f"--data_dir {root}"), dtype=dtype, **parts)
+
+
+def sides(image_size: int | list[int]) -> list[int]:
+    """Height and width, of `--image_size` with one number for both or one for each. Raises UsageError."""
+    if np.size(image_size) > 2:
+        raise UsageError(f"--image_size {image_size}: give one number, or a height and a width")
+    return np.resize(image_size, 2).tolist()
+
+
+def common_mode(paths: list[Path], root: Path) -> str:
+    """The way to keep all images in: "I;16" if all are grey with 16 bits, "L" if all are grey, or else "RGB"."""
+    found = [kind for kind in read_ahead(mode_and_size, paths) if kind]
+    modes = {mode for mode, _ in found}
+    deep = {mode for mode in modes if mode.startswith("I")}
+    mode = "RGB" if not found or modes - deep - {"1", "L", "LA"} else "L" if modes - deep else "I;16"
+    if found:
+        (width, height), _ = collections.Counter(size for _, size in found).most_common(1)[0]
+        print(f"{root}: {len(found):,} images, {'RGB' if mode == 'RGB' else 'grey'}, most {height}×{width}")
+    return mode
+
+
+def mode_and_size(path: Path) -> tuple | None:
+    """Out of the head of an image; None if it is unreadable."""
+    try:
+        with Image.open(path) as image:
+            return image.mode, image.size
+    except UNREADABLE:
+        return None
+
+
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for broken files
 
 
 def files_below(root: Path, suffixes) -> list[Path]:
@@ -628,17 +709,108 @@ def write_decoded(target: Path, paths: list[Path], root: Path, decode, noun: str
             raise UsageError(f"--data_dir: fewer than 2 readable {noun} in {root}; name another folder")
 
 
-def decode_image(path: Path, size: int) -> np.ndarray | None:
-    """The middle square of an image as (size, size, 3) uint8, on white where it is transparent; None if unreadable."""
+def decode_image(path: Path, size: tuple[int, int], mode: str = "RGB") -> np.ndarray | None:
+    """The middle of an image as (height, width, channels), on white where it is transparent; None if unreadable.
+
+    `size` is (width, height), `mode` Pillow's: "RGB" and "L", grey, have 8 bits, "I;16" is grey with 16.
+    """
     try:
         with Image.open(path) as image:
-            image.draft("RGB", (2 * size, 2 * size))  # lets JPEG decode at a fraction of its size
-            image = ImageOps.exif_transpose(image).convert("RGBA")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises for broken files
+            image.draft("RGB", (2 * size[0], 2 * size[1]))  # lets JPEG decode at a fraction of its size
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bits
+                image = image.convert("F")
+                if mode != "I;16":
+                    image = image.point(lambda value: value / 257 + 0).convert("L")
+            if mode != "I;16":
+                image = image.convert("RGBA")
+    except UNREADABLE:
         return None
-    white = Image.new("RGBA", image.size, "white")
-    white.alpha_composite(image)
-    return np.asarray(ImageOps.fit(white.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
+    if mode != "I;16":
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+        image = white.convert(mode)
+    pixels = np.asarray(ImageOps.fit(image, size, Image.Resampling.LANCZOS))
+    return cast(pixels, "uint16" if mode == "I;16" else "uint8").reshape(size[1], size[0], -1)
+
+
+def read_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """The array in a .npy, read where it is looked at, or `x` of a .npz, and its `y`. Raises UsageError."""
+    taken = "uint8, uint16 or floats of (n, height, width[, channels]) or (n, dimensions)"
+    try:
+        if not path.is_file():
+            raise ValueError("no such file")
+        x, y = np.load(path, mmap_mode="r", allow_pickle=False), None
+        if not isinstance(x, np.ndarray):
+            x, y = x["x"], x.get("y")
+        if x.dtype.name not in ("uint8", "uint16", "float16", "float32", "float64"):
+            raise ValueError(f"its values are {x.dtype}")
+        if x.ndim not in (2, 3, 4) or x.size == 0 or len(x) < 2:
+            raise ValueError(f"its shape is {x.shape}")
+        if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in "iubU"):
+            raise ValueError(f"y is {y.dtype} of {y.shape}, not a whole number or a text for each of x")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UsageError(f"--data_dir {path}: {error}; give a .npy, or a .npz with x and perhaps y: {taken}") from error
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("=")), y
+
+
+def is_points(path: Path) -> bool:
+    """Whether an array is of (n, dimensions)."""
+    return read_array(path)[0].ndim == 2
+
+
+def value_range(items: np.ndarray, argument: str) -> list:
+    """The lowest and the highest of all values; of uint8 0 and 255. Raises UsageError if one is not a finite number."""
+    if items.dtype == np.uint8:
+        return [0, 255]
+    lows, highs, size = [], [], max(1, COMPARED_VALUES // items[0].size)
+    for first in range(0, len(items), size):
+        part = items[first : first + size]
+        if not np.isfinite(part).all():
+            bad = first + np.isfinite(part.reshape(len(part), -1)).all(1).argmin()
+            raise UsageError(f"{argument}: item {bad} has values that are no finite numbers; take it out")
+        lows.append(part.min().item())
+        highs.append(part.max().item())
+    if min(lows) == max(highs):
+        raise UsageError(f"{argument}: all values are {min(lows)}; there is nothing to learn")
+    return [min(lows), max(highs)]
+
+
+def array(config) -> Images:
+    """Your own images: `--data_dir` is a .npy of (n, height, width[, channels]), or a .npz with `x` and `y`."""
+    items, y = read_array(Path(config.data_dir))
+    if items.ndim == 2:
+        raise UsageError(f"--data_dir {config.data_dir}: points, (n, dimensions); learn them with --dataset points")
+    if config.image_size:
+        raise UsageError("--image_size: arrays are taken as they are; leave it out")
+    low, high = found = value_range(items, f"--data_dir {config.data_dir}")
+    if config.range:
+        low, high = config.range
+        if not (low < high and low <= found[0] and found[1] <= high):
+            raise UsageError(
+                f"--range {low:g} {high:g}: the values are from {found[0]:g} to {found[1]:g}; give a range around"
+            )
+    names, labels = (None, None) if y is None else np.unique(y, return_inverse=True)
+    classes = None if names is None or len(names) < 2 else [str(name) for name in names]
+    height, width, channels = (*items.shape[1:], 1)[:3]
+    size = f"{height}×{width}, {channels} channel{'s' * (channels > 1)}"
+    print(f"{config.data_dir}: {len(items):,} images of {size}, {items.dtype} from {low:g} to {high:g}")
+    parts = {"items": items, "labels": labels if classes else None, "classes": classes}
+    train, test = split(len(items))
+    facts = {"limits": [low, high], "dtype": items.dtype.name, "flat": items.ndim == 3}
+    return Images("array", (channels, height, width), **facts, **parts, train=train, test=test)
+
+
+def own_points(config) -> Points:
+    """Your own points: `--data_dir` is a .npy of (n, dimensions), or a .npz with such an `x`."""
+    items, _ = read_array(Path(config.data_dir))
+    if items.ndim != 2:
+        raise UsageError(f"--data_dir {config.data_dir}: its shape is {items.shape}, not (n, dimensions)")
+    value_range(items, f"--data_dir {config.data_dir}")
+    print(f"{config.data_dir}: {len(items):,} points of {items.shape[1]} dimensions, {items.dtype}")
+    train, test = split(len(items))
+    facts = points_facts(items[train].astype(np.float64)) | {"dtype": items.dtype.name}
+    return Points("points", items.shape[1:], items=items, train=train, test=test, **facts)
 
 
 SAMPLE_RATE = 16000  # of sound, in Hz; a clip lasts one second
@@ -1609,6 +1781,8 @@ DATASETS = {  # name: (modality, function that reads it)
     "pets": (Images, functools.partial(from_kaggle, "pets", "borhanitrash/cat-dataset")),
     "faces": (Images, functools.partial(from_kaggle, "faces", "imcr00z/flickr-faces-70k-thumbnails-128x128")),
     "folder": (Images, image_folder),
+    "array": (Images, array),
+    "points": (Points, own_points),
     "speech-commands": (Spectrograms, speech_commands),
     "sounds": (Spectrograms, sounds),
     "electricity": (Series, functools.partial(gluonts, "electricity_nips")),
@@ -1633,6 +1807,8 @@ def lookup(name: str) -> tuple:
 def load(config) -> Data:
     """The data set that the configuration names; with `limit`, only its first training items. Raises UsageError."""
     _, read = lookup(config.dataset)
+    if getattr(config, "range", None) and config.dataset != "array":
+        raise UsageError("--range: of use for --dataset array alone; leave it out")
     data = read(config)
     data.train = data.train[: config.limit]
     return data

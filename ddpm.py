@@ -48,13 +48,19 @@ def dataset_names() -> str:
 
 natural, count, several = (number_in(int, low) for low in (0, 1, 2))
 positive, share, counts = number_in(float, 0), number_in(float, 0, 1), count | {"nargs": "+"}
+limits = number_in(float, -math.inf) | {"nargs": 2, "metavar": ("LOW", "HIGH")}
 EMBEDDINGS, SAMPLERS = ("sinusoidal", "fourier", "learnable", "linear"), ("ddpm", "ddim", "dpm++")
 FLAGS = {  # every flag, with its default, in the order of -h; where it is None, the text says what that stands for
     "data": {
         "dataset": option("dino", "data set: {names}, or gluonts:NAME", metavar="NAME"),
         "data_dir": option("data", "folder of downloaded data sets, or of your own data", metavar="PATH"),
         "limit": option(None, "number of training items (default: all)", **count),
-        "image_size": option({"images": None}, "side of the images (default: 64 if RGB, else as it is)", **count),
+        "image_size": option(
+            {"images": None},
+            "side, or height and width, of the images (default: 64 for files, else as it is)",
+            **counts,
+        ),
+        "range": option({"images": None}, "lowest and highest value of an array (default: its own)", **limits),
         "prediction_length": option({"series": None}, "steps to forecast (default: the data set's own)", **count),
         "context_length": option({"series": None}, "steps read before a forecast (default: as many)", **count),
         "freq": option({"series": None}, "time between rows: h, 30min, D, B, W, M (default: as read)", metavar="FREQ"),
@@ -182,7 +188,7 @@ from tqdm import tqdm
 
 import datasets
 import models
-from datasets import STATIC, Data, UsageError, file_name, load, lookup, owned, restore, write
+from datasets import STATIC, Data, UsageError, file_name, is_points, load, lookup, owned, restore, write
 
 EXPERIMENTS = Path("exps")
 DENOISERS = {"points": models.MLP, "images": models.UNet, "audio": models.UNet, "series": models.RNN}
@@ -212,6 +218,10 @@ def resolve(given: dict, saved: dict | None = None) -> argparse.Namespace:
     """
     saved = saved or {}
     given = {flag: value for flag, value in given.items() if flag not in ACTIONS}
+    name = experiment_folder(saved | given).name
+    if given.get("dataset") == "array":
+        path = Path(given.get("data_dir", DEFAULTS["data_dir"]))
+        given |= {"dataset": "points"} if saved.get("dataset") == "points" or (not saved and is_points(path)) else {}
     modality = lookup((saved or given).get("dataset", DEFAULTS["dataset"]))[0].modality
     known = {flag: row for flag, row in DEFAULTS.items() if not isinstance(row, dict) or modality in row}
     config = {flag: row[modality] if isinstance(row, dict) else row for flag, row in known.items()}
@@ -224,7 +234,7 @@ def resolve(given: dict, saved: dict | None = None) -> argparse.Namespace:
             raise UsageError(f"--{flag} {given[flag]}: the checkpoint was trained with {saved.get(flag)}; leave it out")
     config |= {flag: value for flag, value in saved.items() if flag not in ("device", "compile")} | given
     config["given"] = saved.get("given", {}) | given
-    config["experiment_name"] = experiment_folder(config).name
+    config["experiment_name"] = name
     if not config["sampling_steps"] or {"sampling_steps", "sampler"} & set(given) == {"sampler"}:
         num_timesteps = config["num_timesteps"]
         config["sampling_steps"] = num_timesteps if config["sampler"] == "ddpm" else min(SAMPLING_STEPS, num_timesteps)

@@ -80,8 +80,8 @@ class UNet(Denoiser):
 
     `patch_size` trades pixels for channels before the first and after the last layer, which makes it several times as
     fast. Then come a stage for each of `channel_multipliers`, each at half the resolution of the one before and
-    `hidden_size` times its multiplier wide; attention is at the lowest resolution alone. cond: a class number each,
-    (batch,), or `num_classes` for none.
+    `hidden_size` times its multiplier wide; attention is at the lowest resolution alone. Sides that cannot be halved so
+    often are padded with zeros. cond: a class number each, (batch,), or `num_classes` for none.
     """
 
     def __init__(
@@ -101,12 +101,13 @@ class UNet(Denoiser):
         channels, height, width = shape
         multipliers = channel_multipliers or default_multipliers(height, width, patch_size)
         factor = patch_size * 2 ** (len(multipliers) - 1)
-        if height % factor or width % factor:
+        if factor > 2 * max(height, width):
             raise ValueError(
-                f"images of {height}x{width} cannot be divided by {factor}: choose --image_size accordingly, "
-                "a smaller --patch_size or fewer --channel_multipliers"
+                f"images of {height}x{width} cannot be halved that often: choose a larger --image_size, a smaller "
+                "--patch_size or fewer --channel_multipliers"
             )
         self.num_classes, self.patch_size = num_classes, patch_size
+        self.padding = (0, -width % factor, 0, -height % factor)  # at the right and at the bottom
         embed = embedding(time_embedding, embedding_size, scale=1000)
         self.embed_time = nn.Sequential(
             embed, nn.Linear(embed.size, embedding_size), nn.SiLU(), nn.Linear(embedding_size, embedding_size)
@@ -134,7 +135,8 @@ class UNet(Denoiser):
         if self.embed_class is not None:
             e = e + self.embed_class(torch.full_like(t, self.num_classes) if cond is None else cond)
         e = F.silu(e)
-        h = F.pixel_unshuffle(x_t, self.patch_size).contiguous(memory_format=torch.channels_last)
+        h = F.pad(x_t, self.padding) if any(self.padding) else x_t
+        h = F.pixel_unshuffle(h, self.patch_size).contiguous(memory_format=torch.channels_last)
         h = self.stem(h)  # (batch, hidden_size, height / patch_size, width / patch_size)
         skips = []
         for blocks, shrink in zip(self.down, self.shrink):
@@ -150,14 +152,15 @@ class UNet(Denoiser):
             h = torch.cat([grow(h), skip], dim=1)
             for block in blocks:
                 h = block(h, e)
-        return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch_size)
+        h = F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch_size)
+        return h[..., : x_t.shape[2], : x_t.shape[3]]
 
 
 def default_multipliers(height: int, width: int, patch_size: int) -> list[int]:
-    """1, 1, 2, 2, 3 ... for as many halvings as bring the shorter side to 8 or below, while both sides are even."""
-    stages, height, width = 1, height // patch_size, width // patch_size
-    while min(height, width) > 8 and height % 2 == 0 and width % 2 == 0:
-        stages, height, width = stages + 1, height // 2, width // 2
+    """1, 1, 2, 2, 3 ... for as many halvings as bring the shorter side to 8 or, where a side is odd, to 32 or below."""
+    stages, height, width = 1, -(-height // patch_size), -(-width // patch_size)
+    while min(height, width) > (8 if height % 2 == width % 2 == 0 else 32):
+        stages, height, width = stages + 1, -(-height // 2), -(-width // 2)
     return [1 + stage // 2 for stage in range(stages)]
 
 

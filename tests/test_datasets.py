@@ -185,10 +185,37 @@ def test_images_are_cropped_to_the_middle_and_laid_on_white(tmp_path):
     pixels[:, 20:40] = [255, 0, 0, 255]  # the middle square is red, the rest transparent black
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     np.testing.assert_allclose(
-        datasets.decode_image(tmp_path / "wide.png", 8), np.broadcast_to([255, 0, 0], (8, 8, 3)), atol=16
+        datasets.decode_image(tmp_path / "wide.png", (8, 8)), np.broadcast_to([255, 0, 0], (8, 8, 3)), atol=16
     )
     Image.fromarray(np.zeros((20, 20, 4), np.uint8)).save(tmp_path / "clear.png")
-    assert (datasets.decode_image(tmp_path / "clear.png", 8) == 255).all()
+    assert (datasets.decode_image(tmp_path / "clear.png", (8, 8)) == 255).all()
+
+
+def test_a_folder_says_what_it_found_and_takes_a_height_and_a_width(tmp_path, capsys):
+    write_images(tmp_path, 4)
+    data = load("folder", tmp_path, image_size=[10, 14])
+    assert data.shape == (3, 10, 14) and data.items.shape == (4, 10, 14, 3)
+    assert f"{tmp_path}: 4 images, RGB, most 40×30" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype, size", [(np.uint8, (12, 20)), (np.uint16, (12, 20)), (np.uint16, (6, 10))])
+def test_a_folder_of_grey_images_stays_grey_and_as_deep_as_it_is(dtype, size, tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (6, 12, 20), dtype=dtype)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    data = load("folder", tmp_path, image_size=list(size))
+    assert data.items.dtype == dtype and data.shape == (1, *size) and "grey" in capsys.readouterr().out
+    if size == (12, 20):
+        assert np.array_equal(data.items[..., 0], images)
+    x = data.encode(torch.from_numpy(np.array(data.items)))
+    assert np.array_equal(data.decode(x), data.items) and restore(data.facts).decode(x).dtype == dtype
+
+
+def test_one_image_in_colour_makes_a_folder_rgb_and_deep_ones_keep_their_brightness(tmp_path):
+    Image.fromarray(np.full((8, 8), 0x8080, np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(np.full((8, 8, 3), (200, 100, 50), np.uint8)).save(tmp_path / "colour.png")
+    data = load("folder", tmp_path, image_size=8)
+    assert data.items[:, 0, 0].tolist() == [[200, 100, 50], [0x80, 0x80, 0x80]]
 
 
 def test_a_folder_without_images_is_an_error_that_names_the_argument(tmp_path):

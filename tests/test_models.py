@@ -71,9 +71,19 @@ def test_unet_takes_other_sizes(hidden_size, hidden_layers, multipliers, patch_s
     assert model(torch.randn(2, 1, 16, 16), torch.tensor([1, 100])).shape == (2, 1, 16, 16)
 
 
-def test_unet_refuses_a_size_that_does_not_divide_and_names_the_remedies():
+@pytest.mark.parametrize("height, width", [(1, 1), (7, 30), (25, 31), (40, 24), (133, 9)])
+def test_unet_takes_any_sides_and_sees_their_last_row_and_column(height, width):
+    model = wake(unet((2, height, width), hidden_size=16))
+    x_t, t = torch.randn(1, 2, height, width), torch.tensor([40])
+    changed = x_t.clone()
+    changed[..., -1, -1] += 1
+    before, after = model(x_t, t), model(changed, t)
+    assert before.shape == x_t.shape and not torch.equal(before[..., -1, -1], after[..., -1, -1])
+
+
+def test_unet_refuses_more_stages_than_a_size_has_and_names_the_remedies():
     with pytest.raises(ValueError, match=r"--image_size.*--patch_size.*--channel_multipliers"):
-        unet((1, 30, 30), channel_multipliers=[1, 2])
+        unet((1, 30, 30), channel_multipliers=[1, 2, 2, 2, 2, 2])
 
 
 def test_unet_begins_with_zero_and_blocks_as_identity():
