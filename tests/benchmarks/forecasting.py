@@ -1,62 +1,221 @@
-"""How fast is a forecaster of many series trained and asked?
+"""Forecasts beside those of other libraries: the same windows, one core, the same scores.
 
-    python tests/benchmarks/forecasting.py
+    pip install -r tests/benchmarks/requirements.txt
+    python tests/benchmarks/forecasting.py --data_dir data m4_hourly m4_weekly exchange_rate_nips vic_electricity
+    python tests/benchmarks/forecasting.py --data_dir data --windows 24 vic_electricity
 
-Makes 370 hourly series of the size of electricity_nips, with daily and weekly rhythms, trains on them with the default
-flags for a while, forecasts with several numbers of network calls, and prints rates and the most memory ever held.
+The sets are GluonTS's, in --data_dir/gluonts; their test windows are forecast, or --windows of them, spread over the
+last year, with nothing after the first of them to learn from. GluonTS's Evaluator scores: CRPS is its
+mean_wQuantileLoss over 0.05, 0.10 ... 0.95, pooled over all windows, MASE and sMAPE are those of the median. Seconds
+are the processor's, in training and forecasting. Every forecaster learns from all series of a set, statsforecast's from
+one at a time. All have their library's defaults; LightGBM, which has none for series, is told in `lightgbm` below. Any
+other flags, at the end, are those of ddpm.py: --seed 1, --epochs 2.
 """
 
-import itertools
-import resource
+import argparse
+import functools
+import logging
+import math
 import sys
+import tempfile
 import time
+import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from gluonts.dataset.common import MetaData, TrainDatasets, load_datasets
+from gluonts.dataset.jsonl import JsonLinesWriter
+from gluonts.evaluation import Evaluator
+from gluonts.model.forecast import QuantileForecast
+from gluonts.time_feature import get_seasonality, time_features_from_frequency_str
+from gluonts.torch import DeepAREstimator
+from lightgbm import LGBMRegressor
+from statsforecast import StatsForecast
+from statsforecast.models import MSTL, AutoETS, SeasonalNaive
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-import datasets
 import ddpm
+from datasets import QUANTILES, allow_business_days, quantiles
 
-DIMENSIONS, TRAINING, WINDOWS, LENGTH = 370, 5833, 7, 24
-BATCH, SECONDS, PATHS = 64, 20, 100
+PATHS = 100
+READ = 3000  # steps of a series at most that statsforecast's models learn from, which take time in proportion
+LONG_SEASONS = {"h": 168, "W": 52}  # beside GluonTS's own
+ROWS = 100_000  # about as many does LightGBM learn from
+FEW = 2  # series of a set are scored each by itself
 
 
-def electricity_like(config) -> datasets.Series:
-    """Of every size, with rhythms of a day and a week, and noise that lasts."""
-    generator, hours = np.random.default_rng(0), np.arange(TRAINING + WINDOWS * LENGTH)[:, None]
-    phase, size = generator.uniform(0, 2 * np.pi, (2, DIMENSIONS)), np.exp(generator.normal(5, 1.5, DIMENSIONS))
-    rhythm = np.sin(2 * np.pi * hours / 24 + phase[0]) + 0.4 * np.sin(2 * np.pi * hours / 168 + phase[1])
-    noise = pd.DataFrame(generator.normal(size=(len(hours), DIMENSIONS))).ewm(halflife=5).mean().to_numpy()
-    values = size * (2 + rhythm / 2 + noise)
-    frame = pd.DataFrame(values, pd.period_range("2014-01-01", periods=len(values), freq="h"))
-    ends = [TRAINING + (i + 1) * LENGTH for i in range(WINDOWS)]
-    return datasets.series_of("electricity", frame[:TRAINING], frame, ends, LENGTH, config)
+class Task(NamedTuple):
+    """What to learn from and what to forecast: GluonTS's entries, each of one series."""
+
+    freq: str
+    length: int
+    train: list[dict]
+    windows: list[dict]  # to the end of each forecast
+
+    @property
+    def pasts(self) -> list[dict]:
+        return [entry | {"target": entry["target"][: -self.length]} for entry in self.windows]
+
+    @property
+    def seasons(self) -> list[int]:
+        return sorted({get_seasonality(self.freq), LONG_SEASONS.get(self.freq, get_seasonality(self.freq))})
+
+
+def read(root: Path, windows: int | None) -> Task:
+    """A set's own test windows, or that many others: over the last year, the first a year before the end."""
+    parts = load_datasets(root, root / "train", root / "test")
+    freq, length = parts.metadata.freq, parts.metadata.prediction_length
+    train, tests = list(parts.train), list(parts.test)
+    if windows:
+        whole = tests[-len(train) :]
+        year = len(pd.period_range("2014", "2015", freq=freq)) - 1
+        cuts = [-year + i * (year // windows) for i in range(windows)]
+        train = [entry | {"target": entry["target"][: cuts[0]]} for entry in whole]
+        tests = [entry | {"target": entry["target"][: cut + length]} for cut in cuts for entry in whole]
+    return Task(freq, length, train, tests)
+
+
+def ours(task: Task, flags: dict) -> np.ndarray:
+    """ddpm.py, which reads the task from a folder in GluonTS's layout and forecasts as one of its predictors."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder, metadata = Path(folder), MetaData(freq=task.freq, prediction_length=task.length)
+        TrainDatasets(metadata, task.train, task.windows).save(str(folder / "data"), JsonLinesWriter())
+        config = ddpm.resolve(flags | {"dataset": "series", "data_dir": str(folder / "data")})
+        run = ddpm.Run(ddpm.new_model(config, ddpm.load(config), "cpu"))
+        ddpm.train(run, folder)
+        forecaster, together = ddpm.predictor(folder / "checkpoint.pt"), run.model.data.shape[1]
+    pasts = task.pasts
+    if together > 1:  # series of one window are forecast as a vector
+        groups = [pasts[i : i + together] for i in range(0, len(pasts), together)]
+        pasts = [group[0] | {"target": np.stack([past["target"] for past in group])} for group in groups]
+    paths = np.stack([forecast.samples for forecast in forecaster.predict(pasts, num_samples=PATHS)], 1)
+    paths = paths.reshape(PATHS, len(pasts), task.length, together).swapaxes(2, 3)
+    return quantiles(paths.reshape(PATHS, -1, task.length)).swapaxes(0, 1)
+
+
+def deepar(task: Task) -> np.ndarray:
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"accelerator": "cpu", "logger": False, "default_root_dir": folder}
+        settings |= {"enable_progress_bar": False, "enable_model_summary": False}
+        predictor = DeepAREstimator(task.freq, task.length, trainer_kwargs=settings).train(task.train)
+    forecasts = predictor.predict(task.pasts, num_samples=PATHS)
+    return quantiles(np.stack([forecast.samples for forecast in forecasts], 1)).swapaxes(0, 1)
+
+
+def statistical(model):
+    """A forecaster of each window by a model of statsforecast, whose intervals give the quantiles."""
+
+    def forecast(task: Task) -> np.ndarray:
+        pasts = [past["target"][-READ:].astype(float) for past in task.pasts]
+        table = pd.concat(pd.DataFrame({"unique_id": i, "ds": np.arange(len(y)), "y": y}) for i, y in enumerate(pasts))
+        library = StatsForecast([model(task.seasons)], freq=1, fallback_model=SeasonalNaive(task.seasons[0]))
+        table = library.forecast(task.length, table, level=list(range(10, 100, 10)))
+        name = table.columns[2]
+        columns = [f"{name}-lo-{level}" for level in range(90, 0, -10)]
+        columns += [name] + [f"{name}-hi-{level}" for level in range(10, 100, 10)]
+        return table[columns].to_numpy().reshape(len(pasts), task.length, -1).swapaxes(1, 2)
+
+    return forecast
+
+
+def lightgbm(task: Task) -> np.ndarray:
+    """A regression of each quantile for any step ahead, pooled over all series.
+
+    What is learned is the change from the value a season before, in units of the mean size of such changes.
+    """
+    generator, rows = np.random.default_rng(0), []
+    for entry in task.train:
+        last = len(entry["target"]) - task.length
+        first = min(reach(task), last // 2)
+        number = math.ceil(ROWS / task.length * (last - first) / sum(len(e["target"]) for e in task.train))
+        for origin in generator.integers(first, last + 1, number):
+            inputs, base, scale = lightgbm_inputs(task, entry, origin)
+            rows.append(np.column_stack([inputs, (entry["target"][origin:][: task.length] - base) / scale]))
+    inputs, target = np.split(np.concatenate(rows), [-1], axis=1)
+    known = ~np.isnan(target[:, 0])
+    asked, bases, scales = zip(*(lightgbm_inputs(task, past, len(past["target"])) for past in task.pasts))
+    settings = {"n_estimators": 300, "learning_rate": 0.05, "min_child_samples": 50, "n_jobs": 1, "verbose": -1}
+    levels = []
+    for level in QUANTILES:
+        model = LGBMRegressor(objective="quantile", alpha=level, **settings).fit(inputs[known], target[known, 0])
+        levels.append(model.predict(np.concatenate(asked)).reshape(len(asked), -1))
+    return np.stack(bases)[:, None] + np.sort(np.stack(levels, 1), 1) * np.reshape(scales, (-1, 1, 1))
+
+
+def reach(task: Task) -> int:
+    """How far back LightGBM looks."""
+    return max(8 * task.seasons[0], 2 * task.seasons[-1])
+
+
+def lightgbm_inputs(task: Task, entry: dict, origin: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Inputs (length, inputs), base (length,) and scale of the steps from `origin` on.
+
+    Read are how far values of the last seven seasons, the last two long seasons and the last steps were from the base,
+    the step ahead and GluonTS's time features. Before the beginning of a series its first value stands.
+    """
+    season, longest = task.seasons[0], task.seasons[-1]
+    known = np.asarray(entry["target"][max(0, origin - reach(task)) : origin], float)
+    known = pd.Series(np.pad(known, (reach(task) - len(known), 0), mode="edge")).ffill().to_numpy()
+    steps = np.arange(task.length)
+    base = known[-season:][steps % season]
+    scale = max(np.abs(known[season:] - known[:-season]).mean(), 1e-6 * np.abs(known).mean(), 1e-9)
+    inputs = [known[-season * k :][steps % season] - base for k in range(2, 8)]
+    inputs += [known[-longest * k :][steps % longest] - base for k in (1, 2)]
+    inputs += [known[-k] - base for k in range(1, 5)]
+    times = pd.period_range(entry["start"] + origin, periods=task.length)
+    features = [feature(times) for feature in time_features_from_frequency_str(task.freq)]
+    return np.column_stack([*(part / scale for part in inputs), steps, *features]), base, scale
+
+
+PEERS = {
+    "statsforecast SeasonalNaive": statistical(lambda seasons: SeasonalNaive(seasons[0])),
+    "statsforecast AutoETS": statistical(lambda seasons: AutoETS(seasons[0])),
+    "statsforecast MSTL": statistical(lambda seasons: MSTL([season for season in seasons if season > 1])),
+    "LightGBM quantiles": lightgbm,
+    "GluonTS DeepAR": deepar,
+}
+
+
+def scores(task: Task, levels: np.ndarray, item) -> dict:
+    """By GluonTS's Evaluator, of quantiles (windows, levels, length); of one item's windows, or of all for None."""
+    chosen = [i for i, window in enumerate(task.windows) if item is None or window["item_id"] == item]
+    forecasts, truths = [], []
+    for i in chosen:
+        start, target = task.windows[i]["start"], task.windows[i]["target"]
+        forecasts.append(QuantileForecast(levels[i], start + len(target) - task.length, list(map(str, QUANTILES))))
+        truths.append(pd.DataFrame(target, pd.period_range(start, periods=len(target))))
+    found, _ = Evaluator(QUANTILES, num_workers=0)(truths, forecasts)
+    coverage = found["Coverage[0.95]"] - found["Coverage[0.05]"]
+    return {"CRPS": found["mean_wQuantileLoss"], "MASE": found["MASE"], "sMAPE": found["sMAPE"], "90%": coverage}
 
 
 def main():
-    config = ddpm.resolve({"dataset": "electricity"})
-    data = electricity_like(config)
-    run = ddpm.Run(ddpm.new_model(config, data, "cpu"))
-    parameters = sum(parameter.numel() for parameter in run.model.denoiser.parameters())
-    print(f"{DIMENSIONS} series, {TRAINING} hours, {parameters:,} parameters, {torch.get_num_threads()} threads")
-    batches = itertools.chain.from_iterable(data.batches(BATCH, 0, epoch, "cpu") for epoch in itertools.count())
-    for batch in itertools.islice(batches, 5):
-        ddpm.train_step(run, batch)
-    start, steps = time.monotonic(), 0
-    while time.monotonic() - start < SECONDS:
-        ddpm.train_step(run, next(batches))
-        steps += 1
-    print(f"training: {steps / (time.monotonic() - start):.1f} batches of {BATCH} windows a second")
-    for calls in (10, 20, 100):
-        config.sampling_steps, config.sampler = calls, "ddpm" if calls == 100 else "dpm++"
-        start = time.monotonic()
-        ddpm.sample(run.average, PATHS)
-        rate = WINDOWS * PATHS / (time.monotonic() - start)
-        print(f"forecasting, {calls:3d} calls ({config.sampler}): {rate:.0f} paths of {LENGTH} hours a second")
-    print(f"most memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="+", metavar="SET")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"))
+    parser.add_argument("--windows", type=int, help="test windows of each series (default: the set's own)")
+    arguments, flags = parser.parse_known_args()
+    forecasters = {"ours": functools.partial(ours, flags=ddpm.parse_arguments(flags))} | PEERS
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    allow_business_days()
+    for name in arguments.names:
+        task = read(arguments.data_dir / "gluonts" / name, arguments.windows)
+        items = list(dict.fromkeys(entry["item_id"] for entry in task.train))
+        print(f"{name}: {len(items)} series, {len(task.windows)} windows of {task.length} steps")
+        print(f"{'':30}{'CRPS':>9}{'MASE':>9}{'sMAPE':>9}{'90%':>9}{'seconds':>9}")
+        for label, forecast in forecasters.items():
+            start = time.process_time()
+            levels = forecast(task)
+            seconds = time.process_time() - start
+            for item in items if len(items) <= FEW else [None]:
+                row = scores(task, levels, item)
+                figures = f"{row['CRPS']:9.4f}{row['MASE']:9.3f}{row['sMAPE']:9.2%}{row['90%']:9.1%}{seconds:9.0f}"
+                print(f"{label:30}{figures}  {item or ''}", flush=True)
 
 
 if __name__ == "__main__":
