@@ -116,7 +116,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
 ACTIONS = {  # other than training anew
     "resume": option(None, "continuation from the experiment's last checkpoint", action="store_true"),
     "overwrite": option(None, "deletion of the experiment, if it exists, before it starts anew", action="store_true"),
-    "sample": option(None, "checkpoint to draw samples from", metavar="PATH"),
+    "sample": option(None, "checkpoint to draw samples from, or a model that comes along", metavar="PATH"),
     "evaluate": option(None, "checkpoint to score (default: the last one)", metavar="PATH", nargs="?", const=""),
 }
 ALIASES = {"epochs": ["--num_epochs"], "save_every": ["--save_images_step"]}  # tiny-diffusion's names
@@ -191,6 +191,7 @@ import models
 from datasets import STATIC, Data, UsageError, file_name, is_points, load, lookup, owned, restore, write
 
 EXPERIMENTS = Path("exps")
+MODELS = STATIC / "models"  # that come along, to be named without a path
 DENOISERS = {"points": models.MLP, "images": models.UNet, "audio": models.UNet, "series": models.RNN}
 LABEL_DROPOUT = 0.1  # how often training hides the class, for classifier-free guidance (Ho & Salimans 2022)
 LABEL_GUIDANCE = 2.0  # default guidance when --label is given
@@ -997,11 +998,11 @@ def clear(folder: Path) -> None:
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu", load_data: bool = False, **flags) -> Model:
-    """The trained model in a checkpoint: `load_model(path, label=7, guidance=2)`. Raises UsageError.
+    """The trained model in a checkpoint, or that comes along: `load_model("mnist", label=7)`. Raises UsageError.
 
     `flags` are those of the command line. Without `load_data` the model's data set has no items to be scored against.
     """
-    saved = load_checkpoint(Path(path))
+    saved = load_checkpoint(find_checkpoint(path))
     config = resolve(flags, saved["config"])
     model = new_model(config, read_data(config) if load_data else restore(saved["data"]), device)
     load_part(model.denoiser, saved, "average")
@@ -1009,6 +1010,12 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", load_data: 
     if config.compile:
         model.denoiser.compile()
     return model
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint at `path`, or the model of that name that comes along."""
+    along = MODELS / f"{path}.pt"
+    return along if along.is_file() and not Path(path).is_file() else Path(path)
 
 
 def predictor(path: str | Path, device: torch.device | str = "cpu", **flags):
@@ -1021,12 +1028,13 @@ def from_checkpoint(given: dict, device: torch.device) -> tuple[Path, dict]:
     """Draw from a checkpoint, and with --evaluate score it; returns the folder of the results and the scores."""
     for flag in {*FLAGS["training"], "resume", "overwrite"} & set(given):
         raise UsageError(f"--{flag}: of no use with --sample or --evaluate, which train nothing; leave it out")
-    path = Path(given.get("sample") or given.get("evaluate") or experiment_folder(given) / "checkpoint.pt")
+    path = find_checkpoint(given.get("sample") or given.get("evaluate") or experiment_folder(given) / "checkpoint.pt")
+    home = EXPERIMENTS / path.stem if path.resolve().parent == MODELS.resolve() else path.parent
     model = load_model(path, load_data="evaluate" in given, **given | {"device": device})
     config = model.config
     settings = [path.stem, config.sampler, config.sampling_steps, config.label and f"label-{config.label}"]
     settings += [f"guidance-{config.guidance:g}", f"seed-{config.seed}"]
-    folder, first = path.parent / "samples" / file_name(*filter(None, settings)), process()[0] == 0
+    folder, first = home / "samples" / file_name(*filter(None, settings)), process()[0] == 0
     with owned(folder) if first else contextlib.nullcontext():
         metrics = write_samples(model, folder, 10 * BOUND_CALLS if "evaluate" in given else 0)
         if metrics:

@@ -92,6 +92,27 @@ def test_a_checkpoint_alone_is_enough_to_sample_and_the_data_to_evaluate(ddpm_co
     assert done.returncode == 0 and "bits_per_dim:" in done.stdout, done.stderr
 
 
+def test_a_model_that_comes_along_is_drawn_from_by_its_name_without_data(ddpm_command, tmp_path, monkeypatch):
+    """Half precision moves no pixel by more than two levels."""
+    import ddpm
+
+    sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
+    from export_model import export
+
+    assert ddpm_command(*DIGITS, "--experiment_name", "a", "--data_dir", tmp_path).returncode == 0
+    monkeypatch.setattr(ddpm, "MODELS", tmp_path / "models")
+    export(tmp_path / "exps/a/checkpoint.pt", tmp_path / "models" / "ten.pt")
+    model = torch.load(tmp_path / "models" / "ten.pt", weights_only=True)
+    assert all(weight.dtype == torch.float16 for weight in model["average"].values()) and str(tmp_path) not in str(
+        model
+    )
+    done = ddpm_command("--sample", "ten")
+    assert done.returncode == 0 and done.stdout.split()[-1].startswith("exps/ten/samples/"), done.stderr
+    samples, whole = (np.load(f"{folder}/samples.npy") for folder in (done.stdout.split()[-1], "exps/a"))
+    assert np.abs(samples.astype(int) - whole).max() <= 2
+    assert ddpm.load_model("ten").data.classes == list("0123456789")
+
+
 @pytest.mark.parametrize(
     "arguments, told",
     [
