@@ -169,6 +169,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import io
 import itertools
 import json
 import pickle
@@ -183,6 +184,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -924,9 +926,20 @@ def write_report(folder: Path, flags: dict, config, metrics: dict) -> None:
     page.filters |= {"format": format_value, "base64": lambda path: base64.b64encode(path.read_bytes()).decode()}
     content = {"config": {flag: value for flag, value in vars(config).items() if flag in DEFAULTS}}
     content |= {"command": command_line(flags), "metrics": metrics, "folder": folder}
+    content["film"] = stills(folder / "reverse.gif", config.sampling_steps)
     content["sounds"] = sorted(folder.glob("audio/*.wav"), key=lambda path: path.stem.split("_")[-1])[:MAX_PLAYERS]
     text = page.from_string((STATIC / "report.html").read_text("utf-8")).render(content)
     write(folder / "report.html", lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+
+
+def stills(path: Path, steps: int) -> list[tuple[int, str]]:
+    """The frames of a GIF of `steps` steps: which step each is, and a PNG in base64."""
+    frames, pictures = imageio.imread(path), []
+    for frame in frames:
+        buffer = io.BytesIO()
+        Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG")  # a GIF has no more colours
+        pictures.append(base64.b64encode(buffer.getvalue()).decode())
+    return list(zip(np.linspace(0, steps, len(frames)).astype(int).tolist(), pictures))
 
 
 def experiment_folder(flags: dict) -> Path:

@@ -14,13 +14,24 @@ import ddpm
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 PROBE = """<script>addEventListener("load", () => setTimeout(() => {
+  const film = () => [...document.querySelectorAll("#film img")].map(picture => +!picture.hidden).join("");
+  const press = (key) => document.body.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+  const slider = document.querySelector("#film input"), shown = [film()];
+  slider.value = 1;
+  slider.dispatchEvent(new Event("input"));
+  shown.push(film());
+  for (const key of ["ArrowLeft", "ArrowLeft", "ArrowRight", "ArrowRight"]) { press(key); shown.push(film()); }
+  document.querySelector("#film button").click();
+  setTimeout(() => {
   const seen = {
+    shown, played: film(),
     pictures: [...document.images].map(image => image.naturalWidth),
     players: [...document.querySelectorAll("audio")].map(audio => audio.duration),
     requests: performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !/^data:/.test(name)),
     overflow: document.documentElement.scrollWidth - innerWidth
   };
   document.title = "seen" + JSON.stringify(seen);
+  }, 1000);
 }, 500))</script>"""
 
 
@@ -66,13 +77,18 @@ def report(tmp_path, ddpm_command):
 def test_a_report_needs_no_other_file(report):
     page = report.read_text()
     sources = re.findall(r'(?:src|href)="(.{22})', page)
-    assert len(sources) == 4 * 2 + 7 and all(source.startswith("data:") for source in sources)
-    assert "url(" not in page and "<i>" not in page and "<low>" not in page
+    assert len(sources) == 4 * 2 + 4 + 6 and all(source.startswith("data:") for source in sources)
+    assert (
+        '<p class="verdict">Too short to judge' in page
+        and "url(" not in page
+        and "<i>" not in page
+        and "<low>" not in page
+    )
     assert "--patch_size 8" in page and "bits per dim" in page
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_a_browser_loads_every_picture_and_sound_and_a_phone_need_not_scroll_sideways(report, tmp_path):
+def test_a_browser_loads_all_steps_through_the_film_and_a_phone_need_not_scroll_sideways(report, tmp_path):
     page = tmp_path / "page.html"
     page.write_text(report.read_text() + PROBE)
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--window-size=400,800"]
@@ -80,6 +96,7 @@ def test_a_browser_loads_every_picture_and_sound_and_a_phone_need_not_scroll_sid
     command = [CHROMIUM, *options, "--dump-dom", page.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     seen = json.loads(re.search(r"<title>seen(.*?)</title>", dom)[1])
-    assert len(seen["pictures"]) == 4 + 7 and all(seen["pictures"])
+    assert len(seen["pictures"]) == 4 + 4 + 6 and all(seen["pictures"])
     assert seen["players"] == pytest.approx([1.0] * 4, abs=0.01)
+    assert seen["shown"] == ["0001", "0100", "1000", "1000", "0100", "0010"] and seen["played"] == "0001"
     assert seen["requests"] == [] and seen["overflow"] <= 0
