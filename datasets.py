@@ -20,6 +20,7 @@ import math
 import os
 import re
 import shutil
+import threading
 import time
 import warnings
 import zipfile
@@ -149,6 +150,11 @@ class Data:
         """Keyword arguments of the denoiser that the data decides."""
         return {}
 
+    @staticmethod
+    def whole(**facts) -> bool:
+        """Whether facts out of a file are of the right kinds and sizes."""
+        raise NotImplementedError
+
     def encode(self, raw: Tensor) -> Tensor:
         """Raw items to model space."""
         raise NotImplementedError
@@ -254,15 +260,31 @@ def split(number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @contextlib.contextmanager
-def download(name: str, config, remedy: str):
-    """Around the download of what is not there: any error, of which each library has its own, becomes a UsageError."""
+def reading(message: str):
+    """Around a reader of what others made: any error, of which each library has its own, becomes a UsageError.
+
+    `message` may have a place for the {error}.
+    """
     try:
         yield
+    except UsageError:
+        raise
     except Exception as error:
-        raise UsageError(
-            f"--data_dir {config.data_dir}: {name} is not there and could not be downloaded "
-            f"({type(error).__name__}: {error}); connect to the internet, or {remedy}"
-        ) from error
+        raise UsageError(message.replace("{error}", f"{type(error).__name__}: {error}")) from error
+
+
+def download(name: str, config, remedy: str):
+    """Around the download of what is not there."""
+    state = "is not there, or not whole, and could not be downloaded ({error})"
+    return reading(f"--data_dir {config.data_dir}: {name} {state}; connect to the internet, or {remedy}")
+
+
+def check_tensors(tensors: dict) -> None:
+    """Raise ValueError unless all are float32 and finite, and take the memory that their shapes say."""
+    for tensor in tensors.values():
+        whole = tensor.dtype == torch.float32 and tensor.numel() * 4 <= tensor.untyped_storage().nbytes()
+        if not (whole and tensor.isfinite().all()):
+            raise ValueError("not finite numbers")
 
 
 def write_picture(path: Path, pixels: np.ndarray) -> None:
@@ -296,6 +318,10 @@ class Points(Data):
         self.facts |= {"mean": mean, "std": std, "limits": limits, "dtype": dtype}
         reach = (np.array(limits) - mean) / std
         self.interval = (1.25 * reach.min().item(), 1.25 * reach.max().item())  # wide enough to shape nothing
+
+    @staticmethod
+    def whole(shape, classes, mean, std, limits, **_):
+        return shape == [2] and not classes and are_numbers([mean, std, *limits], 4, 2) and min(std) > 0
 
     def encode(self, raw):
         raw = raw if raw.dtype == torch.float64 else raw.float()
@@ -422,6 +448,11 @@ class Pixels(Data):
         self.interval = (low - self.mean) / self.std, (high - self.mean) / self.std
         self.bin_width = 1 / self.std if np.issubdtype(dtype, np.integer) else None
 
+    @staticmethod
+    def whole(shape, mean=127.5, std=127.5, **_):
+        channels, height, width = shape
+        return channels in (1, 3) and height == width <= 2048 and are_numbers([mean, std], 2) and std > 0
+
     def network_settings(self):
         return {"num_classes": len(self.classes or ())}
 
@@ -544,13 +575,16 @@ def frechet_distances(real: np.ndarray, others: list[np.ndarray], device="cpu", 
 
 def gray_images(name: str, items: np.ndarray, labels: np.ndarray, number: int, classes: list[str], config) -> Images:
     """Images (n, height, width) uint8 scaled to `--image_size`; the first `number` of them train."""
-    items = items[..., None]
     if config.image_size:
         from torchvision.transforms.functional import resize
 
-        pixels = torch.from_numpy(items).permute(0, 3, 1, 2)
-        items = resize(pixels, sides(config.image_size), antialias=True).permute(0, 2, 3, 1).contiguous().numpy()
+        height, width = sides(config.image_size)
+        if len(items) * height * width > 2 * RESIDENT_BYTES:
+            raise UsageError(f"--image_size {height} {width}: too large for {len(items)} images; make it smaller")
+        parts = torch.from_numpy(items).split(256)
+        items = torch.cat([resize(part, [height, width], antialias=True) for part in parts]).numpy()
     train, test = np.split(np.arange(len(items)), [number])
+    items = items[..., None]
     return Images(name, (1, *items.shape[1:3]), classes=classes, items=items, labels=labels, train=train, test=test)
 
 
@@ -570,7 +604,9 @@ def from_torchvision(name: str, class_name: str, config) -> Images:
     dataset = getattr(torchvision.datasets, class_name)
     with download(name, config, f"put its files into {Path(config.data_dir) / class_name / 'raw'}"):
         train, test = (dataset(config.data_dir, train=train, download=True) for train in (True, False))
-    items, labels = (torch.cat(parts).numpy() for parts in ((train.data, test.data), (train.targets, test.targets)))
+        items, labels = (torch.cat(parts).numpy() for parts in ((train.data, test.data), (train.targets, test.targets)))
+        if items.shape != (len(labels), 28, 28) or len(train) * len(test) == 0 or labels.max() > 9:
+            raise ValueError("images and labels do not fit together")
     classes = [title.split(" - ")[0] for title in dataset.classes]  # MNIST's are "0 - zero" ...
     return gray_images(name, items, labels, len(train), classes, config)
 
@@ -619,7 +655,7 @@ def sides(image_size: int | list[int]) -> list[int]:
 
 def common_mode(paths: list[Path], root: Path) -> str:
     """The way to keep all images in: "I;16" if all are grey with 16 bits, "L" if all are grey, or else "RGB"."""
-    found = [kind for kind in read_ahead(mode_and_size, paths) if kind]
+    found = [kind for kind in read_ahead(functools.partial(attempt, mode_and_size), paths) if kind]
     modes = {mode for mode, _ in found}
     deep = {mode for mode in modes if mode.startswith("I")}
     mode = "RGB" if not found or modes - deep - {"1", "L", "LA"} else "L" if modes - deep else "I;16"
@@ -629,23 +665,17 @@ def common_mode(paths: list[Path], root: Path) -> str:
     return mode
 
 
-def mode_and_size(path: Path) -> tuple | None:
-    """Out of the head of an image; None if it is unreadable."""
-    try:
-        with Image.open(path) as image:
-            return image.mode, image.size
-    except UNREADABLE:
-        return None
-
-
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for broken files
+def mode_and_size(path: Path) -> tuple:
+    """Out of the head of an image."""
+    with Image.open(path) as image:
+        return image.mode, image.size
 
 
 def files_below(root: Path, suffixes) -> list[Path]:
     """All files below `root` whose suffix is one of `suffixes`, in order; nothing hidden. Raises UsageError."""
     if not root.is_dir():
         raise UsageError(f"--data_dir {root}: no such folder; name the one that holds your files")
-    found = (path for path in root.rglob("*") if path.suffix.lower() in suffixes)
+    found = (path for path in root.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
 
 
@@ -662,8 +692,8 @@ def labels_by_folder(paths: list[Path], root: Path, classes: list[str] | None = 
 def decoded(kind: str, paths: list[Path], root: Path, cache: Path, decode, shape) -> tuple[np.ndarray, np.ndarray]:
     """Which of `paths` could be read, and these as a memory map (n, *shape) uint8.
 
-    `decode(path)` is called once for each, in parallel, and gives None for what it cannot read. The results go into
-    `cache`, under a name made of `kind`, the shape, and all files' names, sizes and times. Raises UsageError.
+    `decode(path)` is called once for each, in parallel, and raises or gives None for what it cannot read. The results
+    go into `cache`, under a name made of `kind`, the shape, and all files' names, sizes and times. Raises UsageError.
     """
     stats = [path.stat() if path.exists() else None for path in paths]
     listing = [f"{path.relative_to(root)} {s and (s.st_size, s.st_mtime_ns)}" for path, s in zip(paths, stats)]
@@ -693,9 +723,16 @@ def read_decoded(target: Path, number: int, size: int) -> np.ndarray | None:
     return readable.astype(bool) if whole and readable.max() <= 1 else None
 
 
+def attempt(read, path: Path):
+    """What `read(path)` gives; None if the file is unreadable."""
+    with contextlib.suppress(UsageError), reading(f"{path} is unreadable"):
+        return read(path)
+
+
 def write_decoded(target: Path, paths: list[Path], root: Path, decode, noun: str, size: int) -> None:
     """Write what `decode(path)` gives for each path to `target`, one after the other, then which could be read."""
-    items, readable = read_ahead(decode, paths, os.cpu_count()), []
+
+    items, readable = read_ahead(functools.partial(attempt, decode), paths, os.cpu_count()), []
     with replacing(target, len(paths) * (size + 1)) as file:
         for item in tqdm(items, "decoding", len(paths), unit=f" {noun}", disable=None):
             readable.append(item is not None)
@@ -709,28 +746,29 @@ def write_decoded(target: Path, paths: list[Path], root: Path, decode, noun: str
             raise UsageError(f"--data_dir: fewer than 2 readable {noun} in {root}; name another folder")
 
 
-def decode_image(path: Path, size: tuple[int, int], mode: str = "RGB") -> np.ndarray | None:
-    """The middle of an image as (height, width, channels), on white where it is transparent; None if unreadable.
+LARGE_IMAGE = threading.Lock()  # they take gigabytes: one at a time
+
+
+def decode_image(path: Path, size: tuple[int, int], mode: str = "RGB") -> np.ndarray:
+    """The middle of an image as (height, width, channels), on white where it is transparent.
 
     `size` is (width, height), `mode` Pillow's: "RGB" and "L", grey, have 8 bits, "I;16" is grey with 16.
     """
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (2 * size[0], 2 * size[1]))  # lets JPEG decode at a fraction of its size
-            image = ImageOps.exif_transpose(image)
+    with Image.open(path) as image:
+        image.draft("RGB", (2 * size[0], 2 * size[1]))  # lets JPEG decode at a fraction of its size
+        with LARGE_IMAGE if image.width * image.height > 2**24 else contextlib.nullcontext():
+            with contextlib.suppress(UsageError), reading("broken EXIF"):
+                ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I"):  # 16 bits
                 image = image.convert("F")
                 if mode != "I;16":
                     image = image.point(lambda value: value / 257 + 0).convert("L")
             if mode != "I;16":
                 image = image.convert("RGBA")
-    except UNREADABLE:
-        return None
-    if mode != "I;16":
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image)
-        image = white.convert(mode)
-    pixels = np.asarray(ImageOps.fit(image, size, Image.Resampling.LANCZOS))
+                white = Image.new("RGB", image.size, "white")
+                white.paste(image, mask=image)
+                image = white.convert(mode)
+            pixels = np.asarray(ImageOps.fit(image, size, Image.Resampling.LANCZOS))
     return cast(pixels, "uint16" if mode == "I;16" else "uint8").reshape(size[1], size[0], -1)
 
 
@@ -924,18 +962,19 @@ def nonnegative_least_squares(matrix: Tensor, target: Tensor, steps: int = 100) 
 def decode_clip(path: Path) -> np.ndarray | None:
     """The middle second of a sound, brought to a peak of 1, as levels (Mel bands, frames, 1) uint8.
 
-    None if it is unreadable or silent. Shorter sounds get silence on both sides.
+    None if it is silent. Shorter sounds get silence on both sides.
     """
     import soundfile
     from torchaudio.functional import resample
 
-    try:
-        wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.SoundFileError:
+    with soundfile.SoundFile(path) as file:
+        rate, length = file.samplerate, int(1.1 * file.samplerate)  # a little more, for the filter
+        file.seek(max(0, file.frames - length) // 2)
+        wave = file.read(length, dtype="float32", always_2d=True).mean(1)
+    if len(wave) == 0 or rate > 10**6:
         return None
-    if len(wave) == 0:
-        return None
-    wave = resample(torch.from_numpy(wave.mean(1)), rate, SAMPLE_RATE)
+    rate = max(100, round(rate, -2))  # a filter for rates without a large common divisor would fill the memory
+    wave = resample(torch.from_numpy(wave), rate, SAMPLE_RATE)
     wave = wave[max(0, len(wave) - SAMPLE_RATE) // 2 :][:SAMPLE_RATE]
     wave = wave - wave.mean()
     peak = wave.abs().max()
@@ -1083,6 +1122,15 @@ class Series(Data):
         self.windows, self.histories = windows, len(windows.starts)
         self.animated = int(np.clip(40000 // (self.histories * math.prod(shape)), 1, 40))
         self.past = self.read_past(windows)
+
+    @staticmethod
+    def whole(shape, classes, freq, names, context_length, difference, typical, recent, **_):
+        _, dimensions = shape
+        steps = type(context_length) is type(difference) is int and 0 < context_length < 2**20 > difference >= 0
+        named = len(names) == dimensions and all(type(name) is str for name in names) and not classes
+        scaled = are_numbers(typical, dimensions) and min(typical) > 0
+        known = np.array(recent, np.float32).shape == (reach_of(freq, difference, context_length), dimensions)
+        return steps and named and scaled and known
 
     def network_settings(self):
         cardinalities = (self.categories[-1] + 1).tolist()
@@ -1815,6 +1863,19 @@ def load(config) -> Data:
 
 
 def restore(facts: dict) -> Data:
-    """A data set as a checkpoint remembers it: it encodes, decodes, renders and saves, but has no items."""
+    """A data set as a checkpoint remembers it: it encodes, decodes, renders and saves, but has no items.
+
+    Raises ValueError, or what wrong types lead to, where these are not the facts of a data set.
+    """
     modality, _ = lookup(facts["name"])
+    sizes, classes = facts["shape"], facts["classes"]
+    named = classes is None or (len(classes) > 0 and all(type(title) is str for title in classes))
+    if not (named and all(type(size) is int and 0 < size < 2**20 for size in sizes) and modality.whole(**facts)):
+        raise ValueError("not the facts of a data set")
     return modality(**facts)
+
+
+def are_numbers(values, *shape: int) -> bool:
+    """Whether these are finite numbers of a sensible size, in lists of this shape."""
+    array = np.array(values)
+    return array.shape == shape and array.dtype.kind in "iuf" and bool((np.abs(array) < 2.0**100).all())

@@ -46,7 +46,7 @@ def dataset_names() -> str:
     return ", ".join(key.value for key in tables[-1].keys)
 
 
-natural, count, several = (number_in(int, low) for low in (0, 1, 2))
+natural, count, several = (number_in(int, low, 10**9) for low in (0, 1, 2))
 positive, share, counts = number_in(float, 0), number_in(float, 0, 1), count | {"nargs": "+"}
 limits = number_in(float, -math.inf) | {"nargs": 2, "metavar": ("LOW", "HIGH")}
 EMBEDDINGS, SAMPLERS = ("sinusoidal", "fourier", "learnable", "linear"), ("ddpm", "ddim", "dpm++")
@@ -58,7 +58,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
         "image_size": option(
             {"images": None},
             "side, or height and width, of the images (default: 64 for files, else as it is)",
-            **counts,
+            **number_in(int, 1, 2048) | {"nargs": "+"},
         ),
         "range": option({"images": None}, "lowest and highest value of an array (default: its own)", **limits),
         "prediction_length": option({"series": None}, "steps to forecast (default: the data set's own)", **count),
@@ -72,13 +72,17 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
         "words": option({"audio": None}, "words to learn (default: digits; sounds: all)", metavar="WORD", nargs="+"),
     },
     "diffusion": {
-        "num_timesteps": option({"points": 200, "images audio": 1000, "series": 100}, "length of the chain", **several),
+        "num_timesteps": option(
+            {"points": 200, "images audio": 1000, "series": 100}, "length of the chain", **number_in(int, 2, 10**6)
+        ),
         "beta_schedule": option("cosine", "noise schedule", choices=("linear", "quadratic", "cosine", "sigmoid")),
         "prediction_type": option("v", "prediction of the denoiser", choices=("epsilon", "v", "sample")),
     },
     "denoiser": {
         "hidden_size": option({"points": 128, "images series": 64, "audio": 32}, "width of the first layer", **count),
-        "hidden_layers": option({"points": 3, "images audio": 1, "series": 2}, "layers, or blocks of a stage", **count),
+        "hidden_layers": option(
+            {"points": 3, "images audio": 1, "series": 2}, "layers, or blocks of a stage", **number_in(int, 1, 1000)
+        ),
         "embedding_size": option({"points images audio": 128, "series": 64}, "size of the embeddings", **several),
         "dropout": option({"series": 0.3}, "share of the RNN's outputs dropped in training", **share),
         "time_embedding": option("sinusoidal", "embedding of t", choices=(*EMBEDDINGS, "zero")),
@@ -107,7 +111,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
     },
     "run": {
         "experiment_name": option(None, "folder in exps/ for the results (default: DATASET_base)", metavar="NAME"),
-        "seed": option(0, "random seed", **natural),
+        "seed": option(0, "random seed", **number_in(int, 0, 2**63 - 1)),
         "device": option("auto", "device: cpu, cuda, cuda:1, mps", metavar="NAME"),
         "precision": option("auto", "precision of the denoiser; auto: bf16 on a GPU", choices=("auto", "fp32", "bf16")),
         "compile": option(False, "compilation of the denoiser: a minute to start, then faster", action="store_true"),
@@ -139,7 +143,7 @@ def format_value(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def parse_arguments(arguments: list[str] | None = None) -> dict:
+def parse_arguments(arguments: list[str] | None = None, error=lambda message: sys.exit(fail(message))) -> dict:
     """The flags that were given, and no others: defaults come from `DEFAULTS` or from a checkpoint."""
     names = dataset_names()
     parser = argparse.ArgumentParser(
@@ -149,7 +153,7 @@ def parse_arguments(arguments: list[str] | None = None) -> dict:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    parser.error = lambda message: sys.exit(fail(message))
+    parser.error = error
     for title, flags in (FLAGS | {"actions": ACTIONS}).items():
         group = parser.add_argument_group(title)
         for flag, row in flags.items():
@@ -172,7 +176,7 @@ import functools
 import io
 import itertools
 import json
-import pickle
+import re
 import shlex
 import shutil
 import time
@@ -190,7 +194,7 @@ from tqdm import tqdm
 
 import datasets
 import models
-from datasets import STATIC, Data, UsageError, file_name, is_points, load, lookup, owned, restore, write
+from datasets import STATIC, Data, UsageError, file_name, is_points, load, lookup, owned, reading, restore, write
 
 EXPERIMENTS = Path("exps")
 MODELS = STATIC / "models"  # that come along, to be named without a path
@@ -211,6 +215,8 @@ RISE, FALL = 0.03, 0.03  # of the held-out loss: what counts as memorising, and 
 COPIED = 0.5  # of held-out items' distance to the nearest training item: samples nearer than that are copies
 GIF_FRAMES = 34  # keeps a GIF of colour photographs below 2 MB
 MAX_PLAYERS = 40  # sounds in a report
+OPTIMIZER_STATE = {"muon": {"average"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}  # what each keeps of a weight
+UNFIT = "it is a kept epoch's, damaged, or of another version of this program; train anew"
 
 
 def resolve(given: dict, saved: dict | None = None) -> argparse.Namespace:
@@ -238,6 +244,8 @@ def resolve(given: dict, saved: dict | None = None) -> argparse.Namespace:
     config |= {flag: value for flag, value in saved.items() if flag not in ("device", "compile")} | given
     config["given"] = saved.get("given", {}) | given
     config["experiment_name"] = name
+    if "eta" in given and config["sampler"] != "ddim":
+        raise UsageError(f"--eta {config['eta']}: of no use for --sampler {config['sampler']}; leave it out")
     if not config["sampling_steps"] or {"sampling_steps", "sampler"} & set(given) == {"sampler"}:
         num_timesteps = config["num_timesteps"]
         config["sampling_steps"] = num_timesteps if config["sampler"] == "ddpm" else min(SAMPLING_STEPS, num_timesteps)
@@ -386,21 +394,42 @@ class Model:
     config: argparse.Namespace
 
 
-def new_model(config, data: Data, device) -> Model:
-    """An untrained model. Raises UsageError where the settings do not fit together."""
+def new_model(config, data: Data, device, saved: dict | None = None) -> Model:
+    """An untrained model, like that of the checkpoint `saved` if given. Raises UsageError where settings do not fit."""
     settings = {flag: value for flag, value in vars(config).items() if flag in FLAGS["denoiser"]}
     settings |= {"num_timesteps": config.num_timesteps} | data.network_settings()
-    torch.manual_seed(config.seed)
+    build = functools.partial(DENOISERS[data.modality], data.shape, **settings)
     try:
-        denoiser = DENOISERS[data.modality](data.shape, **settings).to(device)
+        with torch.device("meta"):  # shapes alone
+            shapes = {name: weight.shape for name, weight in build().state_dict().items()}
     except ValueError as error:
         raise UsageError(str(error)) from error
+    except RuntimeError:  # more than a number of 64 bits counts
+        shapes = {"weights": (math.inf,)}
+    if saved and shapes != {name: weight.shape for name, weight in saved["average"].items()}:
+        raise UsageError(f"the checkpoint has other weights than its settings say: {UNFIT}")
+    check_memory(sum(map(math.prod, shapes.values())), config, data, torch.device(device))
+    torch.manual_seed(config.seed)
+    denoiser = build().to(device)
     if config.label is not None:
         data.class_number(str(config.label))  # a wrong --label is an error before the training, not after it
     if config.guidance != 1 and not data.classes:
         raise UsageError(f"--guidance {config.guidance}: {data.name} has no classes; leave --guidance out")
     chain = (config.num_timesteps, config.beta_schedule, config.prediction_type)
     return Model(denoiser, NoiseScheduler(*chain, data.interval, device), data, config)
+
+
+def check_memory(parameters: float, config, data: Data, device: torch.device) -> None:
+    """Raise UsageError where the network with all that trains it, or the samples, are larger than the memory."""
+    if device.type == "cuda":
+        memory = torch.cuda.mem_get_info(device)[1]
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    values = config.num_samples * data.histories * math.prod(data.shape)
+    network = f"--hidden_size {config.hidden_size}, --hidden_layers {config.hidden_layers}"
+    for flags, size in ((network, 24 * parameters), (f"--num_samples {config.num_samples}", 16 * values)):
+        if size > memory:
+            raise UsageError(f"{flags}: {size / 1e9:.0f} GB, of {memory / 1e9:.0f} GB of memory; make it smaller")
 
 
 @torch.inference_mode()
@@ -424,7 +453,10 @@ def sample(model: Model, number: int, frames: int = 0) -> tuple[Tensor, Tensor]:
         gathered = [None] * world_size if rank == 0 else None
         dist.gather_object(batches, gathered)
         batches = list(itertools.chain(*gathered or []))
-    return torch.cat(batches) if batches else torch.empty(0), film
+    x_0 = torch.cat(batches) if batches else torch.empty(0)
+    if not x_0.isfinite().all():
+        raise UsageError("the samples are not finite numbers; choose more --sampling_steps or a smaller --guidance")
+    return x_0, film
 
 
 def sample_batch(model: Model, numbers: range, frames: int, bar: tqdm) -> tuple[Tensor, Tensor]:
@@ -558,20 +590,23 @@ class Run:
         return {"config": config, "data": facts, "average": average} | state
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue where `state` was saved. Raises UsageError."""
-        parts = [self.model.denoiser, self.average.denoiser, *self.optimizers]
-        for part, name in zip(parts, ("model", "average", "muon", "adamw")):
-            load_part(part, state, name)
-        self.step, self.history = state["step"], state["history"]
+        """Continue where the checkpoint `state` was saved. Raises UsageError."""
+        with reading(f"the checkpoint cannot be resumed: {UNFIT}"):
+            self.model.denoiser.load_state_dict(state["model"])
+            self.average.denoiser.load_state_dict(state["average"])
+            self.step, self.history = state["step"], state["history"]
+            for optimizer, name in zip(self.optimizers, OPTIMIZER_STATE):
+                load_optimizer(optimizer, state[name]["state"], OPTIMIZER_STATE[name] if self.step else set())
 
 
-def load_part(part, state: dict, name: str) -> None:
-    """Give a denoiser or an optimizer its state, called `name` in a checkpoint. Raises UsageError."""
-    try:
-        part.load_state_dict(state[name])
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = "it is a kept epoch's, or of another version of this program; train anew"
-        raise UsageError(f"the checkpoint has no {name} that fits: {reason}") from error
+def load_optimizer(optimizer, state: dict, expected: set) -> None:
+    """Give an optimizer its state, of each weight what is `expected`; its settings stay. Raises ValueError."""
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for weight in optimizer.param_groups[0]["params"]:
+        found = optimizer.state[weight]
+        datasets.check_tensors(found)
+        if set(found) != expected or any(value.shape not in (weight.shape, ()) for value in found.values()):
+            raise ValueError("not of these weights")
 
 
 def training_loss(network, scheduler, data: Data, batch, generator: torch.Generator, time_power: float) -> Tensor:
@@ -753,16 +788,33 @@ def save(state: dict, path: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> dict:
-    """A checkpoint, on the CPU, read without running code from it. Raises UsageError."""
-    try:
+    """A checkpoint, on the CPU, read without running code from it, and whole. Raises UsageError."""
+    remedy = "with --sample, --evaluate, or --resume and --experiment_name, choose one that a run has left"
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; {remedy}")
+    with reading(f"{path}: not a checkpoint (damaged, or not of this program); {remedy}"):
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if not {"config", "data", "average"} <= set(state):
-            raise KeyError("no denoiser in it")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else "damaged, or not of this program"
-        remedy = "with --sample, --evaluate, or --resume and --experiment_name, choose one that a run has left"
-        raise UsageError(f"{path}: not a checkpoint ({reason}); {remedy}") from error
+        config = state["config"]
+        state["config"] = checked(config) | {"given": checked(config.get("given", {}))}
+        data = restore(state["data"])
+        datasets.check_tensors(state["average"] | state.get("model", {}))
+        datasets.check_tensors({"samples": state.get("samples", torch.zeros(1, *data.shape))})
+        history = state.get("history", [])
+        numbers = [value for row in history for value in (row["epoch"], row["step"], row["loss"])]
+        whole = [row["epoch"] for row in history] == list(range(1, 1 + len(history))) and np.isfinite(numbers).all()
+        if not whole or data.modality != lookup(config["dataset"])[0].modality:
+            raise ValueError("its parts do not fit together")
     return state
+
+
+def checked(settings: dict) -> dict:
+    """A checkpoint's settings as the command line takes them. Raises ValueError."""
+    given = {flag: value for flag, value in settings.items() if flag in DEFAULTS and value not in (None, False)}
+    return parse_arguments(shlex.split(command_line(given))[2:], error=refuse)
+
+
+def refuse(message: str):
+    raise ValueError(message)
 
 
 def write_gif(path: Path, pictures) -> None:
@@ -912,7 +964,7 @@ def command_line(flags: dict) -> str:
     words = ["python", "ddpm.py"]
     for flag, value in flags.items():
         values = [] if value is True else value if isinstance(value, list) else [value]
-        words += [f"--{flag}", *map(str, values)]
+        words += [f"--{flag}={value}"] if str(value).startswith("-") else [f"--{flag}", *map(str, values)]
     return shlex.join(words)
 
 
@@ -945,7 +997,7 @@ def stills(path: Path, steps: int) -> list[tuple[int, str]]:
 def experiment_folder(flags: dict) -> Path:
     """The folder of the results, right below `EXPERIMENTS`. Raises UsageError."""
     name = flags.get("experiment_name") or f"{flags.get('dataset', DEFAULTS['dataset'])}_base".replace(":", "_")
-    if Path(name).name != name or name == "..":
+    if Path(name).name != name or name == ".." or len(name.encode(errors="replace")) > 200 or not name.isprintable():
         raise UsageError(f"--experiment_name {name}: must be a plain name, for a folder in {EXPERIMENTS}/")
     return EXPERIMENTS / name
 
@@ -967,10 +1019,10 @@ def begin(given: dict, folder: Path, device: torch.device) -> Run:
         raise UsageError(f"{folder} exists: choose --resume, --overwrite (replaces it) or another --experiment_name")
     config = resolve(given, saved.get("config"))
     data = read_data(config)
-    run = Run(new_model(config, data, device))
+    if saved and saved["data"] != data.facts:
+        raise UsageError(f"--data_dir {config.data_dir}: not the data that {folder} was trained on; give that")
+    run = Run(new_model(config, data, device, saved))
     if saved:
-        if saved["data"] != data.facts:
-            raise UsageError(f"--data_dir {config.data_dir}: not the data that {folder} was trained on; give that")
         run.load_state_dict(saved)
     return run
 
@@ -1017,8 +1069,8 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", load_data: 
     """
     saved = load_checkpoint(find_checkpoint(path))
     config = resolve(flags, saved["config"])
-    model = new_model(config, read_data(config) if load_data else restore(saved["data"]), device)
-    load_part(model.denoiser, saved, "average")
+    model = new_model(config, read_data(config) if load_data else restore(saved["data"]), device, saved)
+    model.denoiser.load_state_dict(saved["average"])
     model.denoiser.requires_grad_(False).eval()
     if config.compile:
         model.denoiser.compile()
@@ -1041,6 +1093,8 @@ def from_checkpoint(given: dict, device: torch.device) -> tuple[Path, dict]:
     """Draw from a checkpoint, and with --evaluate score it; returns the folder of the results and the scores."""
     for flag in {*FLAGS["training"], "resume", "overwrite"} & set(given):
         raise UsageError(f"--{flag}: of no use with --sample or --evaluate, which train nothing; leave it out")
+    if given.get("sample") and given.get("evaluate"):
+        raise UsageError("--sample and --evaluate name a checkpoint each: to score the one, leave the other's out")
     path = find_checkpoint(given.get("sample") or given.get("evaluate") or experiment_folder(given) / "checkpoint.pt")
     home = EXPERIMENTS / path.stem if path.resolve().parent == MODELS.resolve() else path.parent
     model = load_model(path, load_data="evaluate" in given, **given | {"device": device})
@@ -1061,6 +1115,8 @@ def choose_device(name: str) -> torch.device:
     """The device called `name`; `auto` is this process's GPU if there is one. Raises UsageError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
+        raise UsageError(f"--device {name}: no such device; choose cpu, cuda, cuda:1 or mps")
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
