@@ -51,6 +51,7 @@ STATIC = Path(__file__).parent / "static"
 RESIDENT_BYTES = 2**30  # data up to this size is kept on the device, larger data is read from the disk
 HELD_OUT = 0.1  # share of the items held out for scoring, where the data set itself does not say
 MAX_PICTURED = 2000  # samples in a picture
+DTYPES = ("uint8", "uint16", "float16", "float32", "float64")  # of arrays
 MAX_TRUE = 20000  # points that samples are compared with
 
 
@@ -320,8 +321,9 @@ class Points(Data):
         self.interval = (1.25 * reach.min().item(), 1.25 * reach.max().item())  # wide enough to shape nothing
 
     @staticmethod
-    def whole(shape, classes, mean, std, limits, **_):
-        return shape == [2] and not classes and are_numbers([mean, std, *limits], 4, 2) and min(std) > 0
+    def whole(shape, classes, mean, std, limits, dtype="float32", **_):
+        numbers = are_numbers([mean, std, *limits], 4, *shape) and min(std) > 0
+        return len(shape) == 1 and not classes and numbers and dtype in DTYPES
 
     def encode(self, raw):
         raw = raw if raw.dtype == torch.float64 else raw.float()
@@ -781,7 +783,7 @@ def read_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         x, y = np.load(path, mmap_mode="r", allow_pickle=False), None
         if not isinstance(x, np.ndarray):
             x, y = x["x"], x.get("y")
-        if x.dtype.name not in ("uint8", "uint16", "float16", "float32", "float64"):
+        if x.dtype.name not in DTYPES:
             raise ValueError(f"its values are {x.dtype}")
         if x.ndim not in (2, 3, 4) or x.size == 0 or len(x) < 2:
             raise ValueError(f"its shape is {x.shape}")

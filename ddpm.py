@@ -797,8 +797,10 @@ def load_checkpoint(path: Path) -> dict:
         config = state["config"]
         state["config"] = checked(config) | {"given": checked(config.get("given", {}))}
         data = restore(state["data"])
-        datasets.check_tensors(state["average"] | state.get("model", {}))
-        datasets.check_tensors({"samples": state.get("samples", torch.zeros(1, *data.shape))})
+        for tensors in (state["average"], state.get("model", {})):
+            datasets.check_tensors(tensors)
+        if "samples" in state:
+            datasets.check_tensors({"samples": state["samples"]})
         history = state.get("history", [])
         numbers = [value for row in history for value in (row["epoch"], row["step"], row["loss"])]
         whole = [row["epoch"] for row in history] == list(range(1, 1 + len(history))) and np.isfinite(numbers).all()
