@@ -453,7 +453,7 @@ class Pixels(Data):
     @staticmethod
     def whole(shape, mean=127.5, std=127.5, **_):
         channels, height, width = shape
-        return channels in (1, 3) and height == width <= 2048 and are_numbers([mean, std], 2) and std > 0
+        return channels in (1, 3) and max(height, width) <= 2048 and are_numbers([mean, std], 2) and std > 0
 
     def network_settings(self):
         return {"num_classes": len(self.classes or ())}
@@ -1126,13 +1126,15 @@ class Series(Data):
         self.past = self.read_past(windows)
 
     @staticmethod
-    def whole(shape, classes, freq, names, context_length, difference, typical, recent, **_):
-        _, dimensions = shape
-        steps = type(context_length) is type(difference) is int and 0 < context_length < 2**20 > difference >= 0
-        named = len(names) == dimensions and all(type(name) is str for name in names) and not classes
-        scaled = are_numbers(typical, dimensions) and min(typical) > 0
-        known = np.array(recent, np.float32).shape == (reach_of(freq, difference, context_length), dimensions)
-        return steps and named and scaled and known
+    def whole(shape, freq, names, context_length, difference, typical, categories, covariates, recent, ends, **_):
+        scales, moments = np.array(typical, np.float32), np.array([*covariates.values(), [0, 1]], np.float32)
+        numbers = np.frombuffer(recent.encode("latin-1"), np.float32)
+        texts = all(type(text) is str for text in (freq, *names, *ends, *covariates))
+        steps = type(context_length) is type(difference) is int and 0 <= difference < 2**16 > context_length > 0
+        sizes = scales.shape == (len(ends), shape[1]) and scales.size == len(names) and not (scales <= 0).any()
+        grouped = are_numbers(categories, len(ends), len(categories[0])) and np.min(categories, initial=0) >= 0
+        known = np.isfinite(moments).all() and moments[:, 1].min() > 0 and not np.isinf(numbers).any()
+        return texts and steps and sizes and grouped and known
 
     def network_settings(self):
         cardinalities = (self.categories[-1] + 1).tolist()

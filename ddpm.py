@@ -803,8 +803,9 @@ def load_checkpoint(path: Path) -> dict:
             datasets.check_tensors({"samples": state["samples"]})
         history = state.get("history", [])
         numbers = [value for row in history for value in (row["epoch"], row["step"], row["loss"])]
-        whole = [row["epoch"] for row in history] == list(range(1, 1 + len(history))) and np.isfinite(numbers).all()
-        if not whole or data.modality != lookup(config["dataset"])[0].modality:
+        counted = numbers[::3] == list(range(1, 1 + len(history))) and type(state.get("step", 0)) is int
+        modality = lookup(config["dataset"])[0].modality
+        if not (counted and np.isfinite(numbers).all() and data.modality == modality):
             raise ValueError("its parts do not fit together")
     return state
 

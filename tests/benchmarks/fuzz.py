@@ -30,7 +30,7 @@ import ddpm
 
 IMAGES = ["png", "jpg", "gif", "bmp", "webp", "tiff", "ppm", "tga", "ico", "jp2", "pcx", "sgi", "dds", "avif"]
 SOUNDS = ["wav", "flac", "ogg", "mp3", "aiff"]
-STRANGE = [None, math.nan, math.inf, -1, 0, 1.5, 2**70, True, "", "../../up", "dino", "\udcff", [], {}, ["x"], torch.zeros(2)]
+STRANGE = [None, math.nan, math.inf, -1, 0, 1.5, 2**70, True, "", "../up", "dino", "\udcff", [], {}, [1], torch.ones(2)]
 CHECKPOINTS = {  # flags of the runs whose checkpoints are damaged
     "moons": {},
     "digits": {"hidden_size": 16},
