@@ -451,9 +451,9 @@ class Pixels(Data):
         self.bin_width = 1 / self.std if np.issubdtype(dtype, np.integer) else None
 
     @staticmethod
-    def whole(shape, mean=127.5, std=127.5, **_):
-        channels, height, width = shape
-        return channels in (1, 3) and max(height, width) <= 2048 and are_numbers([mean, std], 2) and std > 0
+    def whole(shape, limits=(0, 255), mean=127.5, std=127.5, dtype="uint8", flat=False, **_):
+        sizes = len(shape) == 3 and math.prod(shape) < 2**24 and (shape[0] == 1 or not flat)
+        return sizes and are_numbers([*limits, mean, std], 4) and limits[0] < limits[1] and std > 0 and dtype in DTYPES
 
     def network_settings(self):
         return {"num_classes": len(self.classes or ())}
