@@ -871,6 +871,10 @@ class Spectrograms(Pixels):
 
     modality = "audio"
 
+    @staticmethod
+    def whole(shape, flat=False, **facts):
+        return shape == [1, BANDS, FRAMES] and not flat and Pixels.whole(shape, **facts)
+
     def render(self, x):
         return grid(in_colour(self.decode(x)))
 
