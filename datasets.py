@@ -281,10 +281,10 @@ def download(name: str, config, remedy: str):
 
 
 def check_tensors(tensors: dict) -> None:
-    """Raise ValueError unless all are float32 and finite, and take the memory that their shapes say."""
+    """Raise ValueError unless all are floats of 16 or 32 bits, finite, and take the memory that their shapes say."""
     for tensor in tensors.values():
-        whole = tensor.dtype == torch.float32 and tensor.numel() * 4 <= tensor.untyped_storage().nbytes()
-        if not (whole and tensor.isfinite().all()):
+        honest = tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+        if tensor.dtype not in (torch.float16, torch.float32) or not (honest and tensor.isfinite().all()):
             raise ValueError("not finite numbers")
 
 
