@@ -23,8 +23,6 @@ import shutil
 import threading
 import time
 import warnings
-import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -777,7 +775,7 @@ def decode_image(path: Path, size: tuple[int, int], mode: str = "RGB") -> np.nda
 def read_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """The array in a .npy, read where it is looked at, or `x` of a .npz, and its `y`. Raises UsageError."""
     taken = "uint8, uint16 or floats of (n, height, width[, channels]) or (n, dimensions)"
-    try:
+    with reading(f"--data_dir {path}: {{error}}; give a .npy, or a .npz with x and perhaps y: {taken}"):
         if not path.is_file():
             raise ValueError("no such file")
         x, y = np.load(path, mmap_mode="r", allow_pickle=False), None
@@ -789,8 +787,6 @@ def read_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             raise ValueError(f"its shape is {x.shape}")
         if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in "iubU"):
             raise ValueError(f"y is {y.dtype} of {y.shape}, not a whole number or a text for each of x")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(f"--data_dir {path}: {error}; give a .npy, or a .npz with x and perhaps y: {taken}") from error
     return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("=")), y
 
 

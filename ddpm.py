@@ -805,6 +805,7 @@ def load_checkpoint(path: Path) -> dict:
         numbers = [value for row in history for value in (row["epoch"], row["step"], row["loss"])]
         counted = numbers[::3] == list(range(1, 1 + len(history))) and type(state.get("step", 0)) is int
         modality = lookup(config["dataset"])[0].modality
+        numbers += [row.get("held_out_loss") or 0 for row in history]
         if not (counted and np.isfinite(numbers).all() and data.modality == modality):
             raise ValueError("its parts do not fit together")
     return state
