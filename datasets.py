@@ -45,6 +45,7 @@ try:
 except ImportError:  # Windows, where nothing is locked
     fcntl = None
 
+warnings.filterwarnings("ignore", module="PIL")  # files that are not quite whole
 STATIC = Path(__file__).parent / "static"
 RESIDENT_BYTES = 2**30  # data up to this size is kept on the device, larger data is read from the disk
 HELD_OUT = 0.1  # share of the items held out for scoring, where the data set itself does not say

@@ -12,6 +12,7 @@ From top to bottom: arguments, `NoiseScheduler`, the reverse process, training, 
 
 import argparse
 import ast
+import functools
 import math
 import os
 import signal
@@ -39,6 +40,7 @@ def option(default, text: str, **settings) -> dict:
     return {"default": default, "help": text, "settings": settings}
 
 
+@functools.cache
 def dataset_names() -> str:
     """The names in `datasets.DATASETS`, read from the source: -h cannot wait for what datasets.py imports."""
     source = ast.parse(Path(__file__).with_name("datasets.py").read_text("utf-8"))
@@ -172,7 +174,6 @@ import base64
 import contextlib
 import copy
 import dataclasses
-import functools
 import io
 import itertools
 import json
@@ -180,6 +181,7 @@ import re
 import shlex
 import shutil
 import time
+import warnings
 
 import imageio.v3 as imageio
 import numpy as np
@@ -793,7 +795,9 @@ def load_checkpoint(path: Path) -> dict:
     if not path.is_file():
         raise UsageError(f"{path}: no such file; {remedy}")
     with reading(f"{path}: not a checkpoint (damaged, or not of this program); {remedy}"):
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # all that is wrong is told in one line
+            state = torch.load(path, map_location="cpu", weights_only=True)
         config = state["config"]
         state["config"] = checked(config) | {"given": checked(config.get("given", {}))}
         data = restore(state["data"])

@@ -1,6 +1,7 @@
 """What a person can type, hold or pull out: nothing is lost, nothing is left behind, and one line says what to do."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -8,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from benchmarks import fuzz
 from conftest import load
+from PIL import Image
 from test_command_line import POINTS
 from test_datasets import write_images
 
@@ -216,3 +220,111 @@ def test_kept_checkpoints_of_a_long_run_are_thinned_out(train_command, experimen
     assert sorted(path.name for path in (experiment / "checkpoints").iterdir()) == [
         f"epoch_{epoch:04d}.pt" for epoch in (4, 8, 11)
     ]
+
+
+HUGE = str(10**30)
+DIGITS = ["--dataset", "digits"]
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--seed", 2**64], "--seed"),
+        (["--seed", "-1"], "--seed"),
+        (["--num_timesteps", HUGE], "--num_timesteps"),
+        (["--hidden_size", 10**9], "--hidden_size"),
+        (["--hidden_layers", 10**9], "--hidden_layers"),
+        (["--hidden_layers", 900, "--hidden_size", 9000], "--hidden_layers"),
+        (["--embedding_size", 10**9, "--hidden_size", 1000], "GB of memory"),
+        ([*DIGITS, "--channel_multipliers", 10**9], "GB of memory"),
+        ([*DIGITS, "--patch_size", 10**9], "--patch_size"),
+        ([*DIGITS, "--image_size", 20000], "--image_size"),
+        ([*DIGITS, "--image_size", 2048], "--image_size"),
+        (["--num_samples", 10**12], "--num_samples"),
+        (["--num_samples", 10**9 - 1, "--train_batch_size", HUGE], "--train_batch_size"),
+        ([*DIGITS, "--num_samples", 10**9], "--num_samples"),
+        (["--epochs", HUGE], "--epochs"),
+        (["--learning_rate", "inf"], "--learning_rate"),
+        (["--learning_rate", "nan"], "--learning_rate"),
+        (["--time_power", "inf"], "--time_power"),
+        ([*DIGITS, "--guidance", "inf"], "--guidance"),
+        (["--eta", 0.5], "--eta"),
+        (["--experiment_name", "a" * 256], "--experiment_name"),
+        (["--experiment_name", "日" * 80], "--experiment_name"),
+        (["--experiment_name", "a\nb"], "--experiment_name"),
+        (["--device", "meta"], "--device"),
+        (["--device", "hpu"], "--device"),
+        (["--device", "cpu:5"], "--device"),
+        (["--device", "cuda:99"], "--device"),
+        (["--sample", "a.pt", "--evaluate", "b.pt"], "--evaluate"),
+        (["--sample", "."], "--sample"),
+        (["--sample", "pipe"], "--sample"),
+        (["--dataset", "folder", "--data_dir", "odd"], "--data_dir"),
+        (["--dataset", "mnist", "--data_dir", "odd"], "--data_dir"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line_before_anything_is_written(flags, told, train_command, tmp_path):
+    os.mkfifo("pipe")
+    raw = tmp_path / "odd" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, kind in itertools.product(("train", "t10k"), ("images-idx3", "labels-idx1")):
+        (raw / f"{part}-{kind}-ubyte").write_text("0 0 0 5 18 126 136\n")
+    os.mkfifo(tmp_path / "odd" / "a.png")
+    before = files(tmp_path)
+    refused(train_command(*flags), told)
+    assert files(tmp_path) == before and not (tmp_path / "exps").exists()
+
+
+@pytest.mark.parametrize("obstacle", ["file", "dangling link", "looping link"])
+def test_an_obstacle_at_exps_is_named_before_the_training(obstacle, train_command, tmp_path):
+    if obstacle == "file":
+        Path("exps").write_text("")
+    else:
+        os.symlink("exps" if obstacle == "looping link" else "absent/absent", "exps")
+    refused(train_command(*POINTS), "exps")
+
+
+def test_sounds_of_any_rate_are_read_in_little_time_and_memory(tmp_path):
+    for rate in (44099, 11127, 999_983):
+        tone = np.sin(2 * np.pi * 440 * np.arange(3 * rate) / rate)
+        soundfile.write(tmp_path / f"{rate}.wav", tone, rate)
+    soundfile.write(tmp_path / "16000.wav", np.sin(2 * np.pi * 440 * np.arange(48000) / 16000), 16000)
+    reference = datasets.decode_clip(tmp_path / "16000.wav").astype(int)
+    for rate in (44099, 11127, 999_983):
+        found = datasets.decode_clip(tmp_path / f"{rate}.wav")
+        loud = reference > reference.max() - 60  # 19 dB
+        assert np.abs(found - reference)[loud].max() <= 6  # 2 dB
+
+
+def test_images_with_broken_exif_keep_their_pixels(tmp_path):
+    picture, exif = Image.new("RGB", (8, 8), "red"), Image.Exif()
+    exif[0x0112] = 3
+    picture.save(tmp_path / "a.jpg", exif=exif)
+    content = (tmp_path / "a.jpg").read_bytes()
+    broken = content.replace(b"\x01\x12\x00\x03", b"\x01\x12\xff\xff").replace(b"MM\x00*", b"MM\xff\xff")
+    assert broken != content
+    (tmp_path / "a.jpg").write_bytes(broken)
+    assert (datasets.decode_image(tmp_path / "a.jpg", (4, 4))[..., 0] > 200).all()
+
+
+def test_names_that_are_not_utf_8_are_classes_but_no_experiments(train_command, tmp_path):
+    for name in ("a\udcff", "b"):
+        write_images(tmp_path / "mine" / name, 4)
+    flags = ["--dataset", "folder", "--data_dir", "mine", "--image_size", 8, "--epochs", 1, "--num_timesteps", 5]
+    assert train_command(*flags, "--hidden_size", 8, *NAME).returncode == 0
+    assert ddpm.load_model("exps/a/checkpoint.pt", label="a\udcff").data.classes == ["a\udcff", "b"]
+    with pytest.raises(UsageError, match="--experiment_name"):
+        ddpm.resolve({"experiment_name": "a\udcff"})
+
+
+@pytest.mark.parametrize("kind, cases", {"checkpoint": 40, "image": 150, "sound": 100, "csv": 40}.items())
+def test_damaged_files_end_in_a_result_or_in_one_line(kind, cases, damaged_files, tmp_path):
+    wrong = [fuzz.escaped(kind, number, damaged_files, tmp_path / f"{kind}_{number}") for number in range(cases)]
+    assert not any(wrong), "".join(filter(None, wrong))
+
+
+@pytest.fixture(scope="module")
+def damaged_files(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("fuzz"))
+        yield fuzz.prepare()

@@ -123,10 +123,12 @@ def use(kind: str, path: Path) -> None:
     """What the program does with such a file. Raises UsageError, or what escapes."""
     if kind == "checkpoint":
         model = ddpm.load_model(path, num_samples=2)
-        model.data.render(ddpm.sample(model, 2)[0])
-        Path("out").mkdir(exist_ok=True)
-        if model.data.modality != "audio":  # whose vocoder takes seconds; its names have a test of their own
-            model.data.save(ddpm.sample(model, 2)[0], Path("out"))
+        x_0, _ = ddpm.sample(model, 2)
+        if model.data.modality == "audio":  # whose vocoder takes seconds; its names have a test of their own
+            model.data.render(x_0)
+        else:
+            Path("out").mkdir(exist_ok=True)
+            model.data.save(x_0, Path("out"))
         saved = ddpm.load_checkpoint(path)
         config = ddpm.resolve({"epochs": 2}, saved["config"])
         data = datasets.load(config)
