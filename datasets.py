@@ -1046,6 +1046,8 @@ QUANTILES = np.arange(1, 20) / 20  # of the quantiles that the mean weighted qua
 PANELS = 8  # forecasts at most in a picture
 JOINT = 30  # series at most that are learned together unless --form says so: more crowd the encoder's inputs
 EPOCH_WINDOWS = 20000  # training windows at most in an epoch
+PANEL_CONTEXT = 4  # forecast lengths that are read before a forecast of one series; of several, one
+LAGS = {"D": [1, 7, 14, 28, 364], "W": [1, 2, 4, 13, 26, 52]}  # where GluonTS knows no season
 LARGEST = 1e30  # size of a value that is taken for a mistake
 MOST_ROWS = 10**7  # of a CSV, missing ones included
 
@@ -1460,19 +1462,16 @@ def steps_between(first: pd.Period, last: pd.Period) -> int:
 
 
 def calendar(start: pd.Period, length: int, freq: str) -> np.ndarray:
-    """GluonTS's time features from `start` on, and how near Christmas and New Year are: (length, features) float32."""
+    """GluonTS's time features from `start` on, (length, features) float32."""
     index = pd.period_range(start, periods=length)
     features = [feature(index) for feature in time_features_from_frequency_str(freq)]
-    day = index.dayofyear.to_numpy()
-    day = np.where(day < 183, day, day - 365 - index.is_leap_year)  # 0 is 31 December
-    near = ((-6, 1), (-5, 1), (1, 1), (2, 1), (-2, 12))  # the holidays, the days after, and all between
-    features += [np.exp(-((day - middle) ** 2.0) / width) for middle, width in near]
-    return np.stack(features, 1).astype(np.float32)
+    return np.array(features, np.float32).reshape(-1, length).T
 
 
 def lags_of(freq: str) -> list[int]:
     """How far back the RNN looks, in steps: one, a season, and seven, which makes a week of days."""
-    return sorted({1, get_seasonality(freq), 7 * get_seasonality(freq)})
+    season, unit = get_seasonality(freq), freq.split("-")[0]
+    return LAGS.get(unit) or sorted({1, season, 7 * season})
 
 
 def reach_of(freq: str, difference: int, context_length: int) -> int:
@@ -1532,7 +1531,8 @@ def side_by_side(groups: tuple[Group, ...]) -> Group:
 
 def series_of(name: str, groups: list[Group], names, covariates, categories, length: int, config) -> Series:
     """A data set out of its groups, in the order of their numbers. Raises UsageError."""
-    context_length, freq = config.context_length or length, groups[0].start.freqstr
+    shape, freq = (length, groups[0].values.shape[1]), groups[0].start.freqstr
+    context_length = config.context_length or (PANEL_CONTEXT if shape[1] == 1 else 1) * length
     difference, longest = config.difference, max(group.train_end for group in groups)
     try:
         season, _ = get_seasonality(freq), time_features_from_frequency_str(freq)
@@ -1570,7 +1570,6 @@ def series_of(name: str, groups: list[Group], names, covariates, categories, len
     windows, test = concatenated([windows_of(group, *sizes) for group in scored]), []
     for group in scored:
         test += [group.values[:begin] for begin in group.begins]
-    shape = (length, groups[0].values.shape[1])
     items = {"items": groups, "train": train, "validated": validated, "test": test}
     data = Series(name, shape, windows=windows, **items, **facts)
     data.check_covariates()

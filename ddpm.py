@@ -64,7 +64,9 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
         ),
         "range": option({"images": None}, "lowest and highest value of an array (default: its own)", **limits),
         "prediction_length": option({"series": None}, "steps to forecast (default: the data set's own)", **count),
-        "context_length": option({"series": None}, "steps read before a forecast (default: as many)", **count),
+        "context_length": option(
+            {"series": None}, "steps read before a forecast (default: as many, of one series 4 times)", **count
+        ),
         "freq": option({"series": None}, "time between rows: h, 30min, D, B, W, M (default: as read)", metavar="FREQ"),
         "form": option({"series": None}, "vector: learned jointly; panel: one by one", choices=("vector", "panel")),
         "covariates": option({"series": None}, "columns known ahead of time", metavar="COLUMN", nargs="+"),

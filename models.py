@@ -229,7 +229,8 @@ class RNN(Denoiser):
     ):
         super().__init__(shape, num_timesteps)
         self.lags, self.difference = lags, difference
-        self.level_lags = [lag for lag in lags if lag > difference > 1]
+        least = 1 if shape[1] == 1 else 2  # a vector of levels beside the last ones is more than few changes teach
+        self.level_lags = [lag for lag in lags if lag > difference >= least]
         self.embed_categories = nn.ModuleList(zero(nn.Embedding(number + 1, CATEGORY_SIZE)) for number in categories)
         inputs = shape[1] * (len(self.lags) + len(self.level_lags)) + features + CATEGORY_SIZE * len(categories)
         self.encoder = Encoder(inputs, hidden_size)
@@ -248,8 +249,8 @@ class RNN(Denoiser):
     def inputs(self, lagged, location: Tensor, scale: Tensor, features: Tensor) -> Tensor:
         """What the encoder reads, (batch, time, inputs); `lagged(lag)` are the values `lag` steps before each step.
 
-        In units of `scale`: earlier changes and, where these are over a season, how far the values stood seven seasons
-        ago from where the change begins. What is missing is 0.
+        In units of `scale`: earlier changes and, for one dimension or where these are over a season, how far the values
+        then stood from where the change begins. What is missing is 0.
         """
         past = [self.change(lagged, lag) - location[:, None] for lag in self.lags]
         past += [lagged(lag) - lagged(self.difference) for lag in self.level_lags]
