@@ -764,11 +764,12 @@ def decode_image(path: Path, size: tuple[int, int], mode: str = "RGB") -> np.nda
                 image = image.convert("F")
                 if mode != "I;16":
                     image = image.point(lambda value: value / 257 + 0).convert("L")
-            if mode != "I;16":
-                image = image.convert("RGBA")
+            if image.has_transparency_data:
+                image = image if image.mode == "RGBA" else image.convert("RGBA")
                 white = Image.new("RGB", image.size, "white")
                 white.paste(image, mask=image)
-                image = white.convert(mode)
+                image = white
+            image = image if image.mode == mode or mode == "I;16" else image.convert(mode)
             pixels = np.asarray(ImageOps.fit(image, size, Image.Resampling.LANCZOS))
     return cast(pixels, "uint16" if mode == "I;16" else "uint8").reshape(size[1], size[0], -1)
 

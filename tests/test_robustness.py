@@ -5,13 +5,15 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from benchmarks import fuzz
+from benchmarks import fuzz, kills
 from conftest import load
 from PIL import Image
 from test_command_line import POINTS
@@ -328,3 +330,11 @@ def damaged_files(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("fuzz"))
         yield fuzz.prepare()
+
+
+@pytest.mark.parametrize("which", [["--runs", "digits", "--kills", "2"], ["--torchrun", "--kills", "1"]])
+def test_runs_that_are_killed_at_any_moment_are_not_lost(which):
+    """A small run of tests/benchmarks/kills.py: resumed to the bit, and after the death of one of two processes."""
+    command = [sys.executable, Path(kills.__file__), *which]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

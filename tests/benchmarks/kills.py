@@ -116,6 +116,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--data_dir", type=Path, help="with gluonts/exchange_rate_nips; without it, this is left out")
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=RUNS)
     parser.add_argument("--signal", default="SIGKILL", choices=["SIGKILL", "SIGTERM", "SIGINT"])
     parser.add_argument("--torchrun", action="store_true", help="kill one of two processes of digits")
     arguments = parser.parse_args()
@@ -125,7 +126,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         write_data(generator)
-        names = [name for name in RUNS if home or name != "exchange-rate"]
+        names = [name for name in arguments.runs if home or name != "exchange-rate"]
         for i in range(10**6):
             name = "digits" if arguments.torchrun else names[i % len(names)]
             flags = ["--dataset", name, *RUNS[name].split(), "--experiment_name", "run"]
@@ -147,12 +148,11 @@ def check(name: str, flags: list[str], arguments, generator, counts: collections
         for path in (Path("exps"), *Path().glob("*/.cache")):
             shutil.rmtree(path, ignore_errors=True)
 
-    if name not in REFERENCES:
+    if name not in REFERENCES and not arguments.torchrun:
         clean()
         began = time.monotonic()
         assert finish(start(flags)) == 0, Path("stderr").read_text()
         REFERENCES[name] = time.monotonic() - began, left_in(Path("exps/run")), sorted(Path().glob("*/.cache/*"))
-    seconds, reference, cached = REFERENCES[name]
     clean()
     if arguments.torchrun:
         ended, said = kill_one_of_two([*flags, "--epochs", "400"], int(generator.integers(2)), generator.uniform(0, 2))
@@ -163,6 +163,7 @@ def check(name: str, flags: list[str], arguments, generator, counts: collections
         counts["lost"] += code != 0
         print(f"{name}: {'; '.join(said)}; resumed after epoch {reached} with {code}", flush=True)
         return
+    seconds, reference, cached = REFERENCES[name]
     code, killed = kill_and_resume(flags, seconds, getattr(signal, arguments.signal), generator)
     counts["kills"] += killed
     counts["runs"] += 1
