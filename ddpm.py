@@ -819,7 +819,8 @@ def load_checkpoint(path: Path) -> dict:
 
 def checked(settings: dict) -> dict:
     """A checkpoint's settings as the command line takes them. Raises ValueError."""
-    given = {flag: value for flag, value in settings.items() if flag in DEFAULTS and value not in (None, False)}
+    given = {flag: value for flag, value in settings.items() if flag in DEFAULTS}
+    given = {flag: value for flag, value in given.items() if value is not None and value is not False}
     return parse_arguments(shlex.split(command_line(given))[2:], error=refuse)
 
 

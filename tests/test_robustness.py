@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -317,6 +318,24 @@ def test_names_that_are_not_utf_8_are_classes_but_no_experiments(train_command, 
     assert ddpm.load_model("exps/a/checkpoint.pt", label="a\udcff").data.classes == ["a\udcff", "b"]
     with pytest.raises(UsageError, match="--experiment_name"):
         ddpm.resolve({"experiment_name": "a\udcff"})
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--seed 0 --ema_decay 0 --time_power 0 --data_dir=-odd --limit 3",
+        "--dataset digits --guidance 0 --image_size 8 16 --channel_multipliers 1 2 --compile --sampler ddim --eta 0",
+        "--dataset sounds --words a 'b c'",
+        "--dataset series --dropout 0 --difference 0 --freq h",
+    ],
+)
+def test_settings_are_read_from_a_checkpoint_as_they_were_given(flags):
+    config = vars(ddpm.resolve(ddpm.parse_arguments(shlex.split(flags))))
+    for settings in (config, config["given"]):
+        known = {flag: value for flag, value in settings.items() if flag in ddpm.DEFAULTS}
+        assert ddpm.checked(settings) == {
+            flag: value for flag, value in known.items() if value is not None and value is not False
+        }
 
 
 @pytest.mark.parametrize("kind, cases", {"checkpoint": 40, "image": 150, "sound": 100, "csv": 40}.items())
