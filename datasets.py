@@ -20,6 +20,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import threading
 import time
 import warnings
@@ -730,12 +731,24 @@ def attempt(read, path: Path):
         return read(path)
 
 
+@contextlib.contextmanager
+def quiet_libraries():
+    """Keep what libraries in C say of damaged files from stderr, which is given in its place."""
+    sys.stderr.flush()
+    with open(os.dup(2), "w") as terminal, open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield terminal
+        finally:
+            os.dup2(terminal.fileno(), 2)
+
+
 def write_decoded(target: Path, paths: list[Path], root: Path, decode, noun: str, size: int) -> None:
     """Write what `decode(path)` gives for each path to `target`, one after the other, then which could be read."""
 
     items, readable = read_ahead(functools.partial(attempt, decode), paths, os.cpu_count()), []
-    with replacing(target, len(paths) * (size + 1)) as file:
-        for item in tqdm(items, "decoding", len(paths), unit=f" {noun}", disable=None):
+    with replacing(target, len(paths) * (size + 1)) as file, quiet_libraries() as terminal:
+        for item in tqdm(items, "decoding", len(paths), unit=f" {noun}", disable=None, file=terminal):
             readable.append(item is not None)
             if item is not None:
                 file.write(item.tobytes())
