@@ -779,6 +779,12 @@ def save_kept(run: Run, samples: Tensor, folder: Path) -> None:
             (folder / f"epoch_{other:04d}.pt").unlink(missing_ok=True)
 
 
+def kept_epochs(folder: Path) -> dict[int, Path]:
+    """The checkpoints that an experiment has kept, by epoch."""
+    paths = (folder / "checkpoints").glob("epoch_*.pt")
+    return dict(sorted((int(path.stem[6:]), path) for path in paths if path.stem[6:].isdecimal()))
+
+
 def save_last(state: dict, folder: Path) -> None:
     """Write the log, then the checkpoint that --resume goes on from."""
     write(folder / "log.csv", lambda file: file.write(pd.DataFrame(state["history"]).to_csv(index=False).encode()))
@@ -803,16 +809,18 @@ def load_checkpoint(path: Path) -> dict:
         config = state["config"]
         state["config"] = checked(config) | {"given": checked(config.get("given", {}))}
         data = restore(state["data"])
-        for tensors in (state["average"], state.get("model", {})):
+        samples, history = state.get("samples", torch.zeros(1, *data.shape)), state.get("history", [])
+        for tensors in (state["average"], state.get("model", {}), {"samples": samples}):
             datasets.check_tensors(tensors)
-        if "samples" in state:
-            datasets.check_tensors({"samples": state["samples"]})
-        history = state.get("history", [])
-        numbers = [value for row in history for value in (row["epoch"], row["step"], row["loss"])]
-        counted = numbers[::3] == list(range(1, 1 + len(history))) and type(state.get("step", 0)) is int
-        modality = lookup(config["dataset"])[0].modality
-        numbers += [row.get("held_out_loss") or 0 for row in history]
-        if not (counted and np.isfinite(numbers).all() and data.modality == modality):
+        rows = [[row["epoch"], row["step"], row["loss"], row.get("held_out_loss") or 0] for row in history]
+        rows = np.array(rows).reshape(-1, 4)
+        fitting = [
+            data.modality == lookup(config["dataset"])[0].modality,
+            samples.shape[1:] == data.shape,
+            np.isfinite(rows).all() and (rows[:, 0] == np.arange(1, 1 + len(rows))).all(),
+            type(state.get("step", 0)) is int,
+        ]
+        if not all(fitting):
             raise ValueError("its parts do not fit together")
     return state
 
@@ -848,11 +856,11 @@ def write_training(run: Run, folder: Path) -> None:
     generator = torch.Generator(scheduler.device).manual_seed(config.seed)
     write_gif(folder / "forward.gif", (data.render(x) for _, x in forward_process(scheduler, x_0, times, generator)))
     pictures = []
-    for path in sorted((folder / "checkpoints").glob("epoch_*.pt")):
+    for path in kept_epochs(folder).values():
         try:
             pictures.append(data.render(load_checkpoint(path)["samples"]))
-        except UsageError as error:
-            print(f"left out of training.gif: {error}")
+        except (UsageError, KeyError) as error:
+            print(f"left out of training.gif: {path}: {error}")
     if pictures:
         write_gif(folder / "training.gif", pictures)
 
@@ -1055,7 +1063,7 @@ def train_or_resume(given: dict, device: torch.device) -> tuple[Path, dict]:
             train(run, folder)
             metrics = write_samples(run.average, folder, BOUND_CALLS)
             if first:
-                kept = [int(path.stem.split("_")[1]) for path in (folder / "checkpoints").glob("epoch_*.pt")]
+                kept = list(kept_epochs(folder)) or [len(run.history)]
                 metrics = {"verdict": verdict(metrics, run.history, folder.name, kept)} | metrics
                 write_training(run, folder)
                 write_report(folder, config.given, config, metrics)
