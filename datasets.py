@@ -504,7 +504,7 @@ class Pixels(Data):
 
     def save_nearest(self, x, folder):
         x = x[:PAIRS]
-        items = self.encode(torch.from_numpy(self.items[self.nearest(x)[1]]))
+        items = self.encode(torch.from_numpy(self.items[np.asarray(self.nearest(x)[1])]))
         write_picture(folder / "nearest.png", self.render(torch.stack([x, items], 1).flatten(0, 1)))
 
 

@@ -288,7 +288,8 @@ class NoiseScheduler:
     def snr(self, t):
         """Signal-to-noise ratio of x_t; infinite at t = 0."""
         with np.errstate(divide="ignore"):
-            return self.alphas_cumprod[t] / (1 - self.alphas_cumprod[t])
+            alpha = self.alphas_cumprod[np.asarray(t)]  # a tensor of one value would count as an int
+            return alpha / (1 - alpha)
 
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor | int) -> Tensor:
         """x_t ~ q(x_t | x_0) (Ho et al. 2020, eq. 4)."""

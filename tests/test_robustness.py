@@ -278,6 +278,12 @@ def test_what_cannot_be_is_refused_in_one_line_before_anything_is_written(flags,
     assert files(tmp_path) == before and not (tmp_path / "exps").exists()
 
 
+def test_the_smallest_sizes_work(ddpm_command):
+    small = "--num_samples 1 --eval_batch_size 1 --num_timesteps 2 --limit 1 --hidden_size 1 --epochs 1".split()
+    done = ddpm_command(*DIGITS, *small)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("obstacle", ["file", "dangling link", "looping link"])
 def test_an_obstacle_at_exps_is_named_before_the_training(obstacle, train_command, tmp_path):
     if obstacle == "file":
