@@ -278,9 +278,11 @@ def test_what_cannot_be_is_refused_in_one_line_before_anything_is_written(flags,
     assert files(tmp_path) == before and not (tmp_path / "exps").exists()
 
 
-def test_the_smallest_sizes_work(ddpm_command):
-    small = "--num_samples 1 --eval_batch_size 1 --num_timesteps 2 --limit 1 --hidden_size 1 --epochs 1".split()
-    done = ddpm_command(*DIGITS, *small)
+def test_the_smallest_sizes_work(ddpm_command, monkeypatch):
+    monkeypatch.setattr(ddpm, "BOUND_CALLS", 2)
+    sizes = ("num_samples", "eval_batch_size", "limit", "hidden_size", "embedding_size", "num_timesteps", "epochs")
+    values = (1, 1, 1, 1, 2, 2, 1)
+    done = ddpm_command(*DIGITS, *(f"--{size}={value}" for size, value in zip(sizes, values)))
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -170,22 +170,24 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", default=["checkpoint", "image", "sound", "csv"])
     arguments = parser.parse_args()
     failures = 0
-    with tempfile.TemporaryDirectory() as home:
+    with tempfile.TemporaryDirectory() as around:
+        home = Path(around, "home")
+        home.mkdir()
         os.chdir(home)
         kinds = prepare()
-        before = set(Path(home).parent.iterdir())
         for kind in arguments.kinds:
             start = time.monotonic()
             for number in range(arguments.first, arguments.first + arguments.cases):
                 with contextlib.redirect_stdout(io.StringIO()):
-                    wrong = escaped(kind, number, kinds, Path(home, f"{kind}_{number}"))
+                    wrong = escaped(kind, number, kinds, home / f"{kind}_{number}")
                 if wrong:
                     failures += 1
                     print(f"--- {kind} {number}\n{wrong}", flush=True)
             print(f"{kind}: {arguments.cases} cases in {time.monotonic() - start:.0f} s", flush=True)
-        print(f"escaped: {failures}; outside: {set(Path(home).parent.iterdir()) - before}")
+        outside = [path.name for path in Path(around).iterdir() if path != home]
+        print(f"escaped: {failures}; files outside: {outside}")
     print(f"most memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
-    return failures > 0
+    return failures > 0 or len(outside) > 0
 
 
 if __name__ == "__main__":
