@@ -109,7 +109,9 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
         "sampling_steps": option(None, "network calls for a sample (default: ddpm T, ddim and dpm++ 30)", **count),
         "eta": option(0.0, "noise of ddim: 0 none, 1 as much as ddpm", **share),
         "num_samples": option({"points": 2000, "images audio series": 100}, "samples, or paths from a window", **count),
-        "eval_batch_size": option({"points series": 10000, "images": 500, "audio": 100}, "samples at once", **count),
+        "eval_batch_size": option(
+            {"points": 10000, "series": 4000, "images": 500, "audio": 100}, "samples at once", **count
+        ),
         "label": option(None, "class to draw, by name or number (default: each in turn)", metavar="CLASS"),
         "guidance": option(None, "strength of the class, 0: none (default: 2 with --label, else 1)", **positive),
     },
