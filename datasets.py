@@ -46,7 +46,6 @@ try:
 except ImportError:  # Windows, where nothing is locked
     fcntl = None
 
-warnings.filterwarnings("ignore", module="PIL")  # files that are not quite whole
 STATIC = Path(__file__).parent / "static"
 RESIDENT_BYTES = 2**30  # data up to this size is kept on the device, larger data is read from the disk
 HELD_OUT = 0.1  # share of the items held out for scoring, where the data set itself does not say
@@ -1016,11 +1015,9 @@ def speech_commands(config) -> Spectrograms:
             SPEECHCOMMANDS(partial, download=True)
         (partial / home.name).rename(home)
         shutil.rmtree(partial)
-    try:
+    with reading(f"--data_dir {config.data_dir}: {home} is not whole ({{error}}); delete it"):
         parts = [SPEECHCOMMANDS(config.data_dir, subset=subset) for subset in ("training", "testing")]
-    except (OSError, RuntimeError) as error:
-        raise UsageError(f"--data_dir {config.data_dir}: {home} is not whole ({error}); delete it") from error
-    train, test = ([home / part.get_metadata(i)[0] for i in range(len(part))] for part in parts)
+        train, test = ([home / part.get_metadata(i)[0] for i in range(len(part))] for part in parts)
     words, cache = config.words or DIGITS, home.parent / ".cache"
     return spectrograms("speech-commands", train + test, root, cache, words, set(test))
 
@@ -1147,7 +1144,7 @@ class Series(Data):
         scales, moments = np.array(typical, np.float32), np.array([*covariates.values(), [0, 1]], np.float32)
         numbers = np.frombuffer(recent.encode("latin-1"), np.float32)
         texts = all(type(text) is str for text in (freq, *names, *ends, *covariates))
-        steps = type(context_length) is type(difference) is int and 0 <= difference < 2**16 > context_length > 0
+        steps = type(context_length) is type(difference) is int and 0 <= difference < 2**17 > context_length > 0
         sizes = scales.shape == (len(ends), shape[1]) and scales.size == len(names) and not (scales <= 0).any()
         grouped = are_numbers(categories, len(ends), len(categories[0])) and np.min(categories, initial=0) >= 0
         known = np.isfinite(moments).all() and moments[:, 1].min() > 0 and not np.isinf(numbers).any()

@@ -48,7 +48,8 @@ def dataset_names() -> str:
     return ", ".join(key.value for key in tables[-1].keys)
 
 
-natural, count, several = (number_in(int, low, 10**9) for low in (0, 1, 2))
+count, several = (number_in(int, low, 10**9) for low in (1, 2))
+natural, steps = (number_in(int, low, 10**5) for low in (0, 1))
 positive, share, counts = number_in(float, 0), number_in(float, 0, 1), count | {"nargs": "+"}
 limits = number_in(float, -math.inf) | {"nargs": 2, "metavar": ("LOW", "HIGH")}
 EMBEDDINGS, SAMPLERS = ("sinusoidal", "fourier", "learnable", "linear"), ("ddpm", "ddim", "dpm++")
@@ -63,9 +64,9 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
             **number_in(int, 1, 2048) | {"nargs": "+"},
         ),
         "range": option({"images": None}, "lowest and highest value of an array (default: its own)", **limits),
-        "prediction_length": option({"series": None}, "steps to forecast (default: the data set's own)", **count),
+        "prediction_length": option({"series": None}, "steps to forecast (default: the data set's own)", **steps),
         "context_length": option(
-            {"series": None}, "steps read before a forecast (default: as many, of one series 4 times)", **count
+            {"series": None}, "steps read before a forecast (default: as many, of one series 4 times)", **steps
         ),
         "freq": option({"series": None}, "time between rows: h, 30min, D, B, W, M (default: as read)", metavar="FREQ"),
         "form": option({"series": None}, "vector: learned jointly; panel: one by one", choices=("vector", "panel")),
@@ -806,9 +807,7 @@ def load_checkpoint(path: Path) -> dict:
     if not path.is_file():
         raise UsageError(f"{path}: no such file; {remedy}")
     with reading(f"{path}: not a checkpoint (damaged, or not of this program); {remedy}"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # all that is wrong is told in one line
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         config = state["config"]
         state["config"] = checked(config) | {"given": checked(config.get("given", {}))}
         data = restore(state["data"])
@@ -1206,5 +1205,6 @@ def interrupt(number: int, frame) -> None:
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
+    warnings.simplefilter("ignore")  # which libraries address to programmers
     sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are not UTF-8
     sys.exit(main(GIVEN))
