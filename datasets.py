@@ -471,12 +471,11 @@ class Pixels(Data):
 
         The distance is the root mean square of the differences in model space.
         """
-        number = min(len(x), COMPARED)
-        held_out = np.random.default_rng(0).permutation(self.test)[:COMPARED]
+        x = x[:COMPARED]
+        held_out = np.random.default_rng(0).permutation(self.test)[: len(x)]
         true = self.encode(torch.from_numpy(self.items[held_out]))
         scores, floors = (
-            {"distance_to_training_items": self.nearest(one[:number])[0].mean().item()} | self.tones(one)
-            for one in (x, true)
+            {"distance_to_training_items": self.nearest(one)[0].mean().item()} | self.tones(one) for one in (x, true)
         )
         ratio = scores["distance_to_training_items"] / max(floors["distance_to_training_items"], 1e-9)
         return {"samples": len(x)} | scores | {"distance_to_training_items_ratio": ratio, "true_samples": floors}
@@ -494,12 +493,11 @@ class Pixels(Data):
 
     def tones(self, x: Tensor) -> dict:
         """Mean and contrast, the standard deviation, of each channel of x in raw units."""
-        number = x.shape[1]
-        names = {1: [""], 3: ["_red", "_green", "_blue"]}.get(number, [f"_{i}" for i in range(number)])
-        means, deviations = (part * self.std for part in (x.mean((0, 2, 3)), x.std((0, 2, 3))))
-        return {f"mean{name}": mean + self.mean for name, mean in zip(names, means.tolist())} | {
-            f"contrast{name}": deviation for name, deviation in zip(names, deviations.tolist())
-        }
+        names, figures = {1: [""], 3: ["_red", "_green", "_blue"]}, {}
+        for name, values in zip(names.get(x.shape[1]) or [f"_{i}" for i in range(x.shape[1])], x.unbind(1)):
+            figures[f"mean{name}"] = values.mean().item() * self.std + self.mean
+            figures[f"contrast{name}"] = values.std().item() * self.std
+        return figures
 
     def save_nearest(self, x, folder):
         x = x[:PAIRS]

@@ -920,20 +920,17 @@ def write_losses(path: Path, curves: dict, xlabel: str) -> None:
     write(path, lambda file: figure.savefig(file, dpi=120))
 
 
-def verdict(metrics: dict, history: list[dict], name: str, kept: list[int]) -> str:
-    """What the figures and the log of the run called `name` say, and what to do about it; `kept` are epochs."""
-    return " ".join(([verdict_on_curve(history, name, kept)] if history else []) + verdict_on_samples(metrics))
-
-
 def verdict_on_curve(history: list[dict], name: str, kept: list[int]) -> str:
-    """The first that holds of these, once the second half has three held-out losses:
+    """What the log of the run called `name`, with checkpoints of the epochs `kept`, says, and what to do about it.
+
+    The first that holds of these, once the second half has three held-out losses:
 
     - unstable: over the five epochs before, the training loss jumps by half and by six times its usual change;
     - memorising: the held-out loss has risen by RISE since its lowest, both smoothed over a tenth of the run;
     - still falling: a straight line through the second half, on logarithmic axes, falls by FALL when epochs double;
     - long enough.
     """
-    log = pd.DataFrame(history, dtype=float).set_index("epoch")
+    log = pd.DataFrame(history, columns=["epoch", "loss", "held_out_loss"], dtype=float).set_index("epoch")
     loss, held_out, epochs = np.log(log["loss"]), log["held_out_loss"].dropna(), len(log)
     longer = command_line({"resume": True, "experiment_name": name, "epochs": 2 * epochs})
     later = held_out[held_out.index >= epochs / 2]
@@ -961,16 +958,21 @@ def verdict_on_samples(metrics: dict) -> list[str]:
     ratio = metrics.get("distance_to_training_items_ratio", 1)
     if ratio < COPIED:
         remarks.append(f"Samples copy: {ratio:.2f} times as far from the nearest training item as held-out items are.")
-    means = [name for name in true if name.startswith("mean")]
-    shifts = {name: (metrics[name] - true[name]) / max(true[name.replace("mean", "contrast")], 1e-9) for name in means}
-    if shifts:
+    channels = [name.removeprefix("mean") for name in true if name.startswith("mean")]
+    if channels:
+        shifts = {
+            name: (metrics[f"mean{name}"] - true[f"mean{name}"]) / max(true[f"contrast{name}"], 1e-9)
+            for name in channels
+        }
         shift, chance = np.mean(list(shifts.values())), 1 / math.sqrt(metrics["samples"])
-        tint = {name: part - shift for name, part in shifts.items() if abs(part - shift) > max(0.05, chance)}
+        tint = [
+            f"{name[1:]} {part - shift:+.0%}" for name, part in shifts.items() if abs(part - shift) > max(0.05, chance)
+        ]
         if abs(shift) > max(0.1, 2 * chance):
             how = "brighter" if shift > 0 else "darker"
             remarks.append(f"Samples are {how} than the data, by {abs(shift):.0%} of its contrast.")
         if tint:
-            remarks.append(f"Samples have a tint: {format_value(tint)} of the contrast.")
+            remarks.append(f"Samples have a tint, in parts of the data's contrast: {', '.join(tint)}.")
     return remarks
 
 
@@ -1066,7 +1068,8 @@ def train_or_resume(given: dict, device: torch.device) -> tuple[Path, dict]:
             metrics = write_samples(run.average, folder, BOUND_CALLS)
             if first:
                 kept = list(kept_epochs(folder)) or [len(run.history)]
-                metrics = {"verdict": verdict(metrics, run.history, folder.name, kept)} | metrics
+                told = [verdict_on_curve(run.history, folder.name, kept), *verdict_on_samples(metrics)]
+                metrics = {"verdict": " ".join(told)} | metrics
                 write_training(run, folder)
                 write_report(folder, config.given, config, metrics)
         except KeyboardInterrupt as stop:
@@ -1125,8 +1128,8 @@ def from_checkpoint(given: dict, device: torch.device) -> tuple[Path, dict]:
     folder, first = home / "samples" / file_name(*filter(None, settings)), process()[0] == 0
     with owned(folder) if first else contextlib.nullcontext():
         metrics = write_samples(model, folder, 10 * BOUND_CALLS if "evaluate" in given else 0)
-        if metrics:
-            metrics = {"verdict": " ".join(verdict_on_samples(metrics))} | metrics
+        if told := verdict_on_samples(metrics):
+            metrics = {"verdict": " ".join(told)} | metrics
         if first:
             write_report(folder, given, config, metrics)
     return folder, metrics

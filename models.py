@@ -153,7 +153,7 @@ class UNet(Denoiser):
             for block in blocks:
                 h = block(h, e)
         h = F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch_size)
-        return h[..., : x_t.shape[2], : x_t.shape[3]]
+        return h[..., : x_t.shape[2], : x_t.shape[3]] if any(self.padding) else h
 
 
 def default_multipliers(height: int, width: int, patch_size: int) -> list[int]:
