@@ -216,7 +216,7 @@ SAMPLED_VALUES = 2**26  # most values drawn at once, whatever --eval_batch_size 
 NOISE_BLOCK = 32  # samples that share a random generator
 BOUND_CALLS = 1000  # network calls for the variational bound after training; --evaluate takes ten times as many
 CHECKED = (100, 1000)  # held-out items for the loss after an epoch: a twentieth of the epoch's, within these bounds
-CHECKED_SHARE = 0.09  # of all items are they at most: a call takes a third of a training step, so 3% of the time
+CHECKED_SHARE = 0.06  # of all items are they at most: a call takes a third of a training step, so 2% of the time
 LEVELS = 20  # of noise, in the picture of the loss
 RISE, FALL = 0.03, 0.03  # of the held-out loss: what counts as memorising, and as worth twice the epochs
 COPIED = 0.7  # of held-out items' distance to the nearest training item: samples nearer than that are copies
@@ -1030,7 +1030,8 @@ def read_data(config) -> Data:
     data = load(config) if process()[0] == 0 else None
     if dist.is_initialized():
         dist.barrier()
-    return data or load(config)
+    with contextlib.nullcontext() if data else contextlib.redirect_stdout(None):  # the first has said what it found
+        return data or load(config)
 
 
 def begin(given: dict, folder: Path, device: torch.device) -> Run:
