@@ -113,12 +113,12 @@ def locked(path: Path) -> int | None:
     try:
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(file), os.stat(path)):  # else its last owner has just removed it
-            return file
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    os.close(file)
-    return None
+        taken = not os.path.samestat(os.fstat(file), os.stat(path))  # its last owner has just removed it
+    except OSError as error:
+        taken = isinstance(error, (BlockingIOError, FileNotFoundError))  # or else this file system has no locks
+    if taken:
+        os.close(file)
+    return None if taken else file
 
 
 def file_name(*parts) -> str:
@@ -742,7 +742,6 @@ def quiet_libraries():
 
 def write_decoded(target: Path, paths: list[Path], root: Path, decode, noun: str, size: int) -> None:
     """Write what `decode(path)` gives for each path to `target`, one after the other, then which could be read."""
-
     items, readable = read_ahead(functools.partial(attempt, decode), paths, os.cpu_count()), []
     with replacing(target, len(paths) * (size + 1)) as file, quiet_libraries() as terminal:
         for item in tqdm(items, "decoding", len(paths), unit=f" {noun}", disable=None, file=terminal):
