@@ -434,25 +434,28 @@ COMPARED_VALUES = 2**24  # of training items looked at at once: 64 MB
 class Pixels(Data):
     """Raw: (height, width, channels), of `flat` data (height, width), values of `dtype` within `limits`.
 
-    Model space: (channels, height, width), (raw - mean) / std; by default the middle and half of the limits.
+    Model space: (channels, height, width), (raw - mean) / std; by default the middle and half of the limits. Limits,
+    mean and std are numbers, or lists of one for each channel.
     """
 
     animated = 40
 
     def __init__(self, name, shape, limits=(0, 255), mean=None, std=None, dtype="uint8", flat=False, **items):
         super().__init__(name, shape, **items)
-        low, high = self.limits = tuple(limits)
-        self.mean = (low + high) / 2 if mean is None else mean
-        self.std = (high - low) / 2 if std is None else std
+        self.limits = low, high = np.array(limits)
+        self.mean = ((low + high) / 2).tolist() if mean is None else mean
+        self.std = np.where(high > low, (high - low) / 2, 1).tolist() if std is None else std
         self.dtype, self.flat = dtype, flat
-        self.facts |= {"limits": [low, high], "mean": self.mean, "std": self.std, "dtype": dtype, "flat": flat}
-        self.interval = (low - self.mean) / self.std, (high - self.mean) / self.std
+        self.facts |= {"mean": self.mean, "std": self.std, "limits": self.limits.tolist(), "dtype": dtype, "flat": flat}
+        self.interval = ((low - self.mean) / self.std).min().item(), ((high - self.mean) / self.std).max().item()
         self.bin_width = 1 / self.std if np.issubdtype(dtype, np.integer) else None
 
     @staticmethod
     def whole(shape, limits=(0, 255), mean=127.5, std=127.5, dtype="uint8", flat=False, **_):
         sizes = len(shape) == 3 and math.prod(shape) < 2**24 and (shape[0] == 1 or not flat)
-        return sizes and are_numbers([*limits, mean, std], 4) and limits[0] < limits[1] and std > 0 and dtype in DTYPES
+        numbers = are_numbers([*limits, mean, std], 4) or are_numbers([*limits, mean, std], 4, shape[0])
+        ordered = numbers and np.less_equal(*limits).all() and np.less(*limits).any() and np.min(std) > 0
+        return sizes and bool(ordered) and dtype in DTYPES
 
     def network_settings(self):
         return {"num_classes": len(self.classes or ())}
@@ -460,10 +463,10 @@ class Pixels(Data):
     def encode(self, raw):
         raw = raw[..., None] if self.flat else raw
         raw = raw if raw.dtype == torch.float64 else raw.float()
-        return raw.permute(0, 3, 1, 2).sub(self.mean).div_(self.std).float()
+        return raw.sub(raw.new_tensor(self.mean)).div_(raw.new_tensor(self.std)).permute(0, 3, 1, 2).float()
 
     def decode(self, x):
-        raw = x.cpu().double().mul(self.std).add(self.mean).clamp(*self.limits).permute(0, 2, 3, 1).numpy()
+        raw = (x.cpu().double().permute(0, 2, 3, 1).numpy() * self.std + self.mean).clip(*self.limits)
         return cast(raw[..., 0] if self.flat else raw, self.dtype)
 
     def score(self, x, device="cpu", thorough=False):
@@ -494,9 +497,9 @@ class Pixels(Data):
     def tones(self, x: Tensor) -> dict:
         """Mean and contrast, the standard deviation, of each channel of x in raw units."""
         names, figures = {1: [""], 3: ["_red", "_green", "_blue"]}, {}
-        for name, values in zip(names.get(x.shape[1]) or [f"_{i}" for i in range(x.shape[1])], x.unbind(1)):
-            figures[f"mean{name}"] = values.mean().item() * self.std + self.mean
-            figures[f"contrast{name}"] = values.std().item() * self.std
+        raw = self.decode(x).reshape(-1, x.shape[1]).astype(np.float64)
+        for name, values in zip(names.get(x.shape[1]) or [f"_{i}" for i in range(x.shape[1])], raw.T):
+            figures |= {f"mean{name}": values.mean().item(), f"contrast{name}": values.std().item()}
         return figures
 
     def save_nearest(self, x, folder):
@@ -807,20 +810,25 @@ def is_points(path: Path) -> bool:
 
 
 def value_range(items: np.ndarray, argument: str) -> list:
-    """The lowest and the highest of all values; of uint8 0 and 255. Raises UsageError if one is not a finite number."""
+    """The lowest and the highest of all values, of each channel where these are floats; of uint8 0 and 255.
+
+    Raises UsageError if a value is not a finite number.
+    """
     if items.dtype == np.uint8:
         return [0, 255]
+    channels = items.shape[3] if items.ndim == 4 and items.dtype.kind == "f" else 1
     lows, highs, size = [], [], max(1, COMPARED_VALUES // items[0].size)
     for first in range(0, len(items), size):
         part = items[first : first + size]
         if not np.isfinite(part).all():
             bad = first + np.isfinite(part.reshape(len(part), -1)).all(1).argmin()
             raise UsageError(f"{argument}: item {bad} has values that are no finite numbers; take it out")
-        lows.append(part.min().item())
-        highs.append(part.max().item())
-    if min(lows) == max(highs):
-        raise UsageError(f"{argument}: all values are {min(lows)}; there is nothing to learn")
-    return [min(lows), max(highs)]
+        lows.append(part.reshape(-1, channels).min(0))
+        highs.append(part.reshape(-1, channels).max(0))
+    low, high = np.min(lows, 0), np.max(highs, 0)
+    if (low == high).all():
+        raise UsageError(f"{argument}: all values are the same; there is nothing to learn")
+    return [low.tolist(), high.tolist()] if channels > 1 else [low.item(), high.item()]
 
 
 def array(config) -> Images:
@@ -830,21 +838,21 @@ def array(config) -> Images:
         raise UsageError(f"--data_dir {config.data_dir}: points, (n, dimensions); learn them with --dataset points")
     if config.image_size:
         raise UsageError("--image_size: arrays are taken as they are; leave it out")
-    low, high = found = value_range(items, f"--data_dir {config.data_dir}")
+    limits = value_range(items, f"--data_dir {config.data_dir}")
+    lowest, highest = np.min(limits), np.max(limits)
     if config.range:
-        low, high = config.range
-        if not (low < high and low <= found[0] and found[1] <= high):
-            raise UsageError(
-                f"--range {low:g} {high:g}: the values are from {found[0]:g} to {found[1]:g}; give a range around"
-            )
+        limits = low, high = config.range
+        if not (low < high and low <= lowest and highest <= high):
+            found = f"the values are from {lowest:g} to {highest:g}"
+            raise UsageError(f"--range {low:g} {high:g}: {found}; give a range around")
     names, labels = (None, None) if y is None else np.unique(y, return_inverse=True)
     classes = None if names is None or len(names) < 2 else [str(name) for name in names]
     height, width, channels = (*items.shape[1:], 1)[:3]
     size = f"{height}×{width}, {channels} channel{'s' * (channels > 1)}"
-    print(f"{config.data_dir}: {len(items):,} images of {size}, {items.dtype} from {low:g} to {high:g}")
+    print(f"{config.data_dir}: {len(items):,} images of {size}, {items.dtype} from {lowest:g} to {highest:g}")
     parts = {"items": items, "labels": labels if classes else None, "classes": classes}
     train, test = split(len(items))
-    facts = {"limits": [low, high], "dtype": items.dtype.name, "flat": items.ndim == 3}
+    facts = {"limits": limits, "dtype": items.dtype.name, "flat": items.ndim == 3}
     return Images("array", (channels, height, width), **facts, **parts, train=train, test=test)
 
 

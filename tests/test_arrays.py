@@ -45,6 +45,23 @@ def test_images_come_back_in_their_own_shape_type_and_units(items, interval, tmp
     assert np.ptp(data.render(x)) == 255 and str(len(items)) in capsys.readouterr().out
 
 
+def test_each_channel_of_floats_is_scaled_by_its_own_range_and_one_that_never_changes_comes_back(tmp_path):
+    items = numbers((30, 8, 8, 3), np.float32, 0, 1) * [1, 1e4, 0] + [0, -300, 7]
+    np.save(tmp_path / "x.npy", items.astype(np.float32))
+    data = load("array", tmp_path / "x.npy")
+    x, _, _ = next(data.batches(27, 0, 1, "cpu"))
+    assert x[:, :2].amin((0, 2, 3)).tolist() == pytest.approx([-1, -1], abs=0.02)
+    assert x[:, :2].amax((0, 2, 3)).tolist() == pytest.approx([1, 1], abs=0.02) and not x[:, 2].any()
+    order = np.random.default_rng((0, 1)).permutation(data.train)
+    for one in (data, restore(data.facts)):
+        np.testing.assert_allclose(one.decode(x), items[order], rtol=1e-5, atol=1e-3)
+        assert (one.decode(torch.full((1, *data.shape), 9.0))[..., 2] == 7).all()
+    tones = data.tones(x)
+    assert tones["mean_green"] == pytest.approx(items[order][..., 1].mean(), rel=1e-4) and tones["contrast_blue"] == 0
+    with pytest.raises(UsageError, match="--range"):
+        load("array", tmp_path / "x.npy", range=[0, 5])
+
+
 def test_integers_have_bits_per_dim_in_levels_of_their_own_and_floats_have_none(tmp_path):
     for dtype, width in ((np.uint8, 2 / 255), (np.uint16, 2 / 4095), (np.float32, None)):
         np.save(tmp_path / "x.npy", numbers((20, 8, 8), dtype, 0, 255 if dtype == np.uint8 else 4095))
