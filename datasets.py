@@ -32,7 +32,13 @@ import imageio.v3 as imageio
 import numpy as np
 import pandas as pd
 import torch
-from gluonts.time_feature import get_seasonality, time_features_from_frequency_str
+from gluonts.time_feature import (
+    day_of_month,
+    day_of_year,
+    get_seasonality,
+    time_features_from_frequency_str,
+    week_of_year,
+)
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
@@ -1478,10 +1484,13 @@ def steps_between(first: pd.Period, last: pd.Period) -> int:
 
 
 def calendar(start: pd.Period, length: int, freq: str) -> np.ndarray:
-    """GluonTS's time features from `start` on, (length, features) float32."""
+    """GluonTS's features of the time of day, the weekday and the month from `start` on, (length, features) float32.
+
+    Those of the date are left out: with a few years to learn from, they teach single days by heart.
+    """
     index = pd.period_range(start, periods=length)
-    features = [feature(index) for feature in time_features_from_frequency_str(freq)]
-    return np.array(features, np.float32).reshape(-1, length).T
+    kept = [f for f in time_features_from_frequency_str(freq) if f not in (day_of_month, day_of_year, week_of_year)]
+    return np.array([feature(index) for feature in kept], np.float32).reshape(len(kept), length).T
 
 
 def lags_of(freq: str) -> list[int]:

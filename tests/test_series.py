@@ -628,7 +628,7 @@ def test_a_known_covariate_is_read_to_the_end_of_the_forecast(tmp_path, ddpm_com
     assert data.names == ["plant 0"] and start == pd.Period("2024-01-01", "h") + HOURS
     expected = (values[:, 1] - values[: data_end(tmp_path), 1].mean()) / values[: data_end(tmp_path), 1].std()
     np.testing.assert_allclose(
-        data.past.features[0, :, -1], expected[HOURS - LENGTH : HOURS + LENGTH], rtol=1e-3, atol=1e-4
+        data.past.features[0, :, -1], expected[HOURS - data.context_length : HOURS + LENGTH], rtol=1e-3, atol=1e-4
     )
     assert ddpm_command("--sample", path).returncode == 0
     (forecast,) = ddpm.predictor(path).predict(
