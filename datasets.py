@@ -1067,8 +1067,8 @@ def spectrograms(name, paths, root: Path, cache: Path, words, held_out: set | No
 QUANTILES = np.arange(1, 20) / 20  # of the quantiles that the mean weighted quantile loss is the mean over
 PANELS = 8  # forecasts at most in a picture
 JOINT = 30  # series at most that are learned together unless --form says so: more crowd the encoder's inputs
-EPOCH_WINDOWS = 20000  # training windows at most in an epoch
-PANEL_CONTEXT = 4  # forecast lengths that are read before a forecast of one series; of several, one
+EPOCH_WINDOWS = 10000  # training windows at most in an epoch
+PANEL_CONTEXT = 2  # forecast lengths that are read before a forecast of one series; of several, one
 LAGS = {"D": [1, 7, 14, 28, 364], "W": [1, 2, 4, 13, 26, 52]}  # where GluonTS knows no season
 LARGEST = 1e30  # size of a value that is taken for a mistake
 MOST_ROWS = 10**7  # of a CSV, missing ones included
@@ -1139,8 +1139,8 @@ class Series(Data):
         self.validated = validated
         self.typical = np.array([*typical, [np.nan] * shape[1]], np.float32)  # of a new series it is not known
         self.categories = np.array([*categories, [max(column) + 1 for column in zip(*categories)]], int)
-        self.lags = lags_of(freq)
-        self.past_length = reach_of(freq, difference, context_length)
+        self.lags = lags_of(freq, shape[1])
+        self.past_length = reach_of(freq, shape[1], difference, context_length)
         if windows is None:
             pasts, seen = (np.frombuffer(text.encode("latin-1"), np.float32) for text in (recent, known))
             pasts = pasts.reshape(len(ends), self.past_length, shape[1])
@@ -1493,15 +1493,15 @@ def calendar(start: pd.Period, length: int, freq: str) -> np.ndarray:
     return np.array([feature(index) for feature in kept], np.float32).reshape(len(kept), length).T
 
 
-def lags_of(freq: str) -> list[int]:
-    """How far back the RNN looks, in steps: one, a season, and seven, which makes a week of days."""
+def lags_of(freq: str, dimensions: int) -> list[int]:
+    """How far back the RNN looks, in steps: one, a season and seven, a week of days; for one dimension two weeks."""
     season, unit = get_seasonality(freq), freq.split("-")[0]
-    return LAGS.get(unit) or sorted({1, season, 7 * season})
+    return LAGS.get(unit) or sorted({1, season, 7 * season, (14 if dimensions == 1 else 7) * season})
 
 
-def reach_of(freq: str, difference: int, context_length: int) -> int:
+def reach_of(freq: str, dimensions: int, difference: int, context_length: int) -> int:
     """How many steps before a forecast it depends on."""
-    return max(lags_of(freq)) + difference + context_length
+    return max(lags_of(freq, dimensions)) + difference + context_length
 
 
 def typical_scale(values: np.ndarray, difference: int) -> np.ndarray:
@@ -1565,7 +1565,7 @@ def series_of(name: str, groups: list[Group], names, covariates, categories, len
         raise UsageError(f"--freq {freq}: {error}; choose one of h, 30min, D, B, W, M") from error
     if difference is None:
         difference = season if season > 7 and longest >= 2 * season + context_length + length else 1
-    sizes = reach_of(freq, difference, context_length), context_length, length
+    sizes = reach_of(freq, shape[1], difference, context_length), context_length, length
     learned = [group for group in groups if group.train_end]
     train, validated = training_rows(learned, difference, *sizes)
     if not len(train):
@@ -1686,7 +1686,8 @@ def gluonts_folder(name: str, root: Path, config) -> Series:
     if not length:
         raise UsageError("--prediction_length: the data set does not say how many steps to forecast; give it")
     names, test_names = ([str(entry.get("item_id", i)) for i, entry in enumerate(part)] for part in (train, tests))
-    if len(set(names)) < len(train) or not set(names) & set(test_names):  # they have no names: they come in turn
+    counted = test_names == [str(i) for i in range(len(tests))] and len(tests) % len(train) == 0
+    if counted or len(set(names)) < len(train) or not set(names) & set(test_names):  # no names: they come in turn
         if len(tests) % len(train):
             raise UsageError(
                 f"--data_dir {root}: {len(tests)} test series, no multiple of {len(train)} training series"

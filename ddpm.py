@@ -66,7 +66,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
         "range": option({"images": None}, "lowest and highest value of an array (default: its own)", **limits),
         "prediction_length": option({"series": None}, "steps to forecast (default: the data set's own)", **steps),
         "context_length": option(
-            {"series": None}, "steps read before a forecast (default: as many, of one series 4 times)", **steps
+            {"series": None}, "steps read before a forecast (default: as many, of one series twice)", **steps
         ),
         "freq": option({"series": None}, "time between rows: h, 30min, D, B, W, M (default: as read)", metavar="FREQ"),
         "form": option({"series": None}, "vector: learned jointly; panel: one by one", choices=("vector", "panel")),

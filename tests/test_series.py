@@ -675,3 +675,14 @@ def test_what_is_no_series_at_all_is_an_error(tmp_path):
     frame.to_csv(tmp_path / "my.csv", index=False)
     with pytest.raises(UsageError, match="neither years nor seconds"):
         load("series", tmp_path / "my.csv", prediction_length=LENGTH)
+
+
+def test_test_series_that_are_only_counted_come_in_turn(folder):
+    names = load("series", folder)
+    for part in ("train", "test"):
+        lines = gzip.decompress((folder / part / "data.json.gz").read_bytes()).splitlines()
+        numbered = "".join(json.dumps(json.loads(line) | {"item_id": i}) + "\n" for i, line in enumerate(lines))
+        (folder / part / "data.json.gz").write_bytes(gzip.compress(numbered.encode()))
+    data = load("series", folder)
+    assert data.shape == (LENGTH, 3) and data.names == ["0", "1", "2"]
+    np.testing.assert_array_equal(data.windows.truth, names.windows.truth)
