@@ -1130,7 +1130,7 @@ class Series(Data):
         covariates, recent, known, ends, windows=None, validated=None, **items,
     ):  # fmt: skip
         super().__init__(name, shape, **items)
-        allow_business_days()
+        allow_old_frequencies()
         self.freq, self.names, self.prediction_length, self.context_length = freq, names, shape[0], context_length
         self.difference, self.scaling, self.covariates = difference, scaling, covariates
         self.facts |= {"freq": freq, "names": names, "context_length": context_length, "difference": difference}
@@ -1463,9 +1463,10 @@ def predictor(data: Series, sample):
     return Forecaster(data.prediction_length)
 
 
-def allow_business_days() -> None:
-    """GluonTS counts business days by periods, which pandas 2 warns of at every turn."""
-    warnings.filterwarnings("ignore", "Period.*B.*deprecated", FutureWarning)
+def allow_old_frequencies() -> None:
+    """GluonTS counts business days by periods and names years "Y"; pandas 2 warns of both at every turn."""
+    for message in ("Period.*B.*deprecated", "'.*' is deprecated"):
+        warnings.filterwarnings("ignore", message, FutureWarning)
 
 
 def changes(values, difference: int):
@@ -1674,7 +1675,7 @@ def gluonts_folder(name: str, root: Path, config) -> Series:
     """
     from gluonts.dataset.common import load_datasets
 
-    allow_business_days()
+    allow_old_frequencies()
     try:
         parts = load_datasets(root, root / "train", root / "test")
         train, tests = list(parts.train), list(parts.test)
@@ -1747,7 +1748,7 @@ def from_csv(path: Path, config) -> Series:
     """
     if config.prediction_length is None:
         raise UsageError("--prediction_length: say how many rows to forecast")
-    allow_business_days()
+    allow_old_frequencies()
     frame, length = evenly_spaced(read_csv(path), path, config), config.prediction_length
     unknown = set(config.covariates or []) - set(frame)
     if unknown:

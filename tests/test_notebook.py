@@ -20,11 +20,10 @@ ROWS = 1
 
 
 @pytest.fixture
-def notebook(tmp_path, monkeypatch):
+def notebook(tmp_path):
     """The notebook in a folder of its own, with a cell that makes it small."""
     for path in [*ROOT.glob("*.py"), ROOT / "static"]:
         (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(ROOT / "ablations.ipynb", 4)
     (settings,) = (i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
     notebook.cells.insert(settings + 1, nbformat.v4.new_code_cell(TINY))

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -16,7 +15,6 @@ from test_series import waves, write_csv
 import ddpm
 from ddpm import NoiseScheduler
 
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 DIGITS = ["--dataset", "digits", "--num_timesteps", "50", "--hidden_size", "16", "--num_samples", "20"]
 SERIES = ["--dataset", "series", "--prediction_length", "6", "--num_timesteps", "10", "--hidden_size", "8"]
 SERIES += ["--sampling_steps", "3", "--num_samples", "5", "--train_batch_size", "32"]
@@ -131,7 +129,7 @@ def torchrun(*arguments):
     """Two processes in the current folder."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", ROOT / "ddpm.py"]
     command += map(str, arguments)
-    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return done
 
