@@ -525,9 +525,25 @@ def grid(tiles: np.ndarray) -> np.ndarray:
 
 
 class Images(Pixels):
-    """Images of any number of channels; one is drawn grey, of several the first three as RGB."""
+    """Images of any number of channels; one is drawn grey, of several the first three as RGB.
+
+    With `flip`, training sees half of them mirrored, others in each epoch.
+    """
 
     modality = "images"
+
+    def __init__(self, *facts, flip=False, **items):
+        super().__init__(*facts, **items)
+        self.flip = flip
+
+    def batches(self, batch_size, seed, epoch, device, rank=0, world_size=1):
+        """As `Data.batches`, mirrored or not as seed and epoch have it."""
+        generator = np.random.default_rng((seed, epoch, 1))
+        for x_0, label, weight in super().batches(batch_size, seed, epoch, device, rank, world_size):
+            if self.flip:
+                mirrored = torch.from_numpy(generator.random(batch_size)[rank::world_size] < 0.5).to(x_0.device)
+                x_0 = torch.where(mirrored[: len(x_0), None, None, None], x_0.flip(3), x_0)
+            yield x_0, label, weight
 
     def render(self, x):
         low, high = self.interval
@@ -650,7 +666,7 @@ def from_images(name: str, root: Path, cache: Path, config, own: bool) -> Images
     items = items.view(dtype)
     classes, labels = labels_by_folder([paths[i] for i in kept], root) if own else (None, None)
     train, test = split(len(items))
-    parts = {"items": items, "labels": labels, "train": train, "test": test, "classes": classes}
+    parts = {"items": items, "labels": labels, "train": train, "test": test, "classes": classes, "flip": not own}
     return Images(name, (channels, height, width), value_range(items, f"--data_dir {root}"), dtype=dtype, **parts)
 
 

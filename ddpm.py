@@ -107,7 +107,14 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
     },
     "sampling": {
         "sampler": option({"points": "ddpm", "images audio series": "dpm++"}, "sampler", choices=SAMPLERS),
-        "sampling_steps": option(None, "network calls for a sample (default: ddpm T, ddim and dpm++ 30)", **count),
+        "sampling_steps": option(
+            {"points images audio": 30, "series": 10}, "network calls for a sample; ddpm: T by default", **count
+        ),
+        "sampling_power": option(
+            {"points images audio": 1.0, "series": 2.0},
+            "times of these calls are T u^N for even u",
+            **number_in(float, 1),
+        ),
         "eta": option(0.0, "noise of ddim: 0 none, 1 as much as ddpm", **share),
         "num_samples": option({"points": 2000, "images audio series": 100}, "samples, or paths from a window", **count),
         "eval_batch_size": option(
@@ -211,7 +218,6 @@ LABEL_GUIDANCE = 2.0  # default guidance when --label is given
 WARMUP_STEPS = 200  # of the learning rate, linearly from zero
 GRADIENT_CLIP = 1.0  # the largest norm of a gradient
 CHECKPOINT_SECONDS = 10  # between checkpoints: writing one safely takes some 20 ms
-SAMPLING_STEPS = 30  # default of ddim and dpm++
 SAMPLED_VALUES = 2**26  # most values drawn at once, whatever --eval_batch_size says: 256 MB
 NOISE_BLOCK = 32  # samples that share a random generator
 BOUND_CALLS = 1000  # network calls for the variational bound after training; --evaluate takes ten times as many
@@ -253,9 +259,9 @@ def resolve(given: dict, saved: dict | None = None) -> argparse.Namespace:
     config["experiment_name"] = name
     if "eta" in given and config["sampler"] != "ddim":
         raise UsageError(f"--eta {config['eta']}: of no use for --sampler {config['sampler']}; leave it out")
-    if not config["sampling_steps"] or {"sampling_steps", "sampler"} & set(given) == {"sampler"}:
-        num_timesteps = config["num_timesteps"]
-        config["sampling_steps"] = num_timesteps if config["sampler"] == "ddpm" else min(SAMPLING_STEPS, num_timesteps)
+    if "sampling_steps" not in config["given"] or {"sampling_steps", "sampler"} & set(given) == {"sampler"}:
+        num_timesteps, few = config["num_timesteps"], DEFAULTS["sampling_steps"][modality]
+        config["sampling_steps"] = num_timesteps if config["sampler"] == "ddpm" else min(few, num_timesteps)
     if config["guidance"] is None or {"label", "guidance"} & set(given) == {"label"}:
         config["guidance"] = 1.0 if config["label"] is None else LABEL_GUIDANCE
     if config["sampling_steps"] > config["num_timesteps"]:
@@ -330,9 +336,15 @@ class NoiseScheduler:
         x_0_weight = math.sqrt(alpha_s) - noise_weight * math.sqrt(alpha_t)
         return x_0_weight * x_0 + noise_weight * x_t, math.sqrt(variance)
 
-    def timesteps(self, sampling_steps: int) -> list[int]:
-        """sampling_steps + 1 times from T down to 0, evenly spaced."""
-        return np.linspace(self.num_timesteps, 0, sampling_steps + 1).round().astype(int).tolist()
+    def timesteps(self, sampling_steps: int, power: float = 1.0) -> list[int]:
+        """sampling_steps + 1 times from T down to 0, T u^power for evenly spaced u.
+
+        A power above 1 makes the last steps shorter (2: the quadratic spacing of Song et al. 2021, app. D.2). The last
+        step goes to the mean of x_0: a long one loses the spread of narrow data. No time is below 1 before the end.
+        """
+        power = min(power, math.log(self.num_timesteps) / math.log(sampling_steps)) if sampling_steps > 1 else power
+        u = np.linspace(1, 0, sampling_steps + 1)
+        return np.floor(self.num_timesteps * u**power + 0.5).astype(int).tolist()
 
 
 def make_betas(beta_schedule: str, num_timesteps: int) -> np.ndarray:
@@ -470,7 +482,10 @@ def sample(model: Model, number: int, frames: int = 0) -> tuple[Tensor, Tensor]:
 def sample_batch(model: Model, numbers: range, frames: int, bar: tqdm) -> tuple[Tensor, Tensor]:
     """The samples of these numbers, and a film of the first of them."""
     data, scheduler, config, device = model.data, model.scheduler, model.config, model.scheduler.device
-    times, noise = scheduler.timesteps(config.sampling_steps), noise_of(config.seed, numbers, device)
+    times, noise = (
+        scheduler.timesteps(config.sampling_steps, config.sampling_power),
+        noise_of(config.seed, numbers, device),
+    )
     kept = set(np.linspace(0, len(times) - 1, frames).astype(int))
     films = []
 

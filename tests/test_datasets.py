@@ -101,6 +101,18 @@ def test_processes_share_each_batch():
         assert torch.equal(torch.stack([share[i] for share in shares], dim=1).flatten(0, 1), batch)
 
 
+def test_photographs_are_mirrored_half_of_the_time_and_alike_for_all_processes():
+    data = load("digits")
+    plain = [x for x, _, _ in data.batches(100, 0, 1, "cpu")]
+    data.flip = True
+    one, again, other = (torch.cat([x for x, _, _ in data.batches(100, 0, epoch, "cpu")]) for epoch in (1, 1, 2))
+    mirrored = (one == torch.cat(plain).flip(3)).flatten(1).all(1)
+    assert torch.equal(one[~mirrored], torch.cat(plain)[~mirrored]) and 0.4 < mirrored.float().mean() < 0.6
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    share, _, _ = next(data.batches(100, 0, 1, "cpu", rank=1, world_size=3))
+    assert torch.equal(share, one[:100][1::3])
+
+
 def test_streaming_yields_what_resident_data_does(monkeypatch):
     data = load("digits")
     resident = list(data.batches(100, 0, 1, "cpu"))
@@ -310,7 +322,7 @@ def test_kaggle_sets_are_downloaded_once_whole_and_have_no_classes(name, tmp_pat
         load(name, tmp_path, image_size=8)
     for _ in range(2):
         data = load(name, tmp_path, image_size=8)
-        assert len(data.items) == 7 and data.classes is None and data.labels is None
+        assert len(data.items) == 7 and data.classes is None and data.labels is None and data.flip
     assert len(calls) == 2 and len(list((tmp_path / name).rglob("*.png"))) == 7
 
 

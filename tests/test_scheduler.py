@@ -230,3 +230,24 @@ def test_the_error_falls_with_the_steps_at_the_paper_s_order(sampler, order, sch
         errors.append((gaussian_states(scheduler, times, start, sampler)[-1] - exact).abs().max().item())
     slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
     assert order - 0.15 < slope < order + 0.5, (slope, errors)
+
+
+def test_short_last_steps_keep_the_spread_of_narrow_data():
+    """x_0 ~ N(0, 0.1^2), ten calls of dpm++: spaced evenly, their last step loses half of the spread."""
+    scheduler, x_T = NoiseScheduler(100, "cosine", "sample"), torch.ones(1, dtype=torch.float64)
+
+    def spread(power):
+        alpha = scheduler.alphas_cumprod
+        best = lambda x_t, t: 0.01 * alpha[t] ** 0.5 / (0.01 * alpha[t] + 1 - alpha[t]) * x_t  # noqa: E731
+        *_, (_, x_0, _) = reverse_process(best, scheduler, scheduler.timesteps(10, power), x_T, "dpm++")
+        return x_0.item()
+
+    assert spread(1.0) < 0.051 and spread(2.0) == pytest.approx(0.1, rel=0.02), (spread(1.0), spread(2.0))
+
+
+def test_times_of_sampling_never_repeat():
+    for number in range(1, 101):
+        for power in (1.0, 1.5, 2.0, 3.0):
+            times = NoiseScheduler(100, "cosine", "v").timesteps(number, power)
+            assert len(times) == number + 1 and times[0] == 100 and times[-1] == 0 and (np.diff(times) < 0).all()
+    assert NoiseScheduler(100, "cosine", "v").timesteps(10, 2.0) == [n * n for n in range(10, -1, -1)]
