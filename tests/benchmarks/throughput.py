@@ -12,7 +12,6 @@ unless it says otherwise. Nobody mirrors digits, though lucidrains' Trainer mirr
 """
 
 import argparse
-import functools
 import itertools
 import math
 import sys
@@ -219,12 +218,17 @@ def race(contestant, marks: list[float], asked: list[float], enough: float, dist
     return distances
 
 
+def frechet_distance(reference, samples, judge) -> float:
+    (distance,) = datasets.frechet_distances(reference, [samples], feature=judge)
+    return distance
+
+
 def quality(minutes: list[float], below: list[float], data_dir: str, kept: Path | None):
     torch.set_num_threads(1)
     data = datasets.load(ddpm.resolve({"dataset": "mnist", "data_dir": data_dir}))
     judge = handwritten_digits.trained(data, kept=kept)
     without_classes = datasets.Images(data.name, data.shape, items=data.items, train=data.train, test=data.test)
-    distance_of = functools.partial(datasets.frechet_distance, data.items[data.test][::2], feature=judge)
+    reference = data.items[data.test][::2]
     contestants = {
         "ours": lambda: ours(data),
         "ours, no classes": lambda: ours(without_classes),
@@ -238,7 +242,7 @@ def quality(minutes: list[float], below: list[float], data_dir: str, kept: Path 
     print(f"{'':20}" + "".join(f"{mark:>8.0f}" for mark in marks) + "".join(f"{f'< {value:g}':>8}" for value in below))
     for name, contestant in contestants.items():
         torch.manual_seed(0)
-        distances = race(contestant(), marks, asked, max(below), distance_of)
+        distances = race(contestant(), marks, asked, max(below), lambda x: frechet_distance(reference, x, judge))
         row = [f"{distances[mark]:.2f}" if mark in distances else "" for mark in marks]
         for value in below:
             reached = [f"{mark:.0f}" for mark in marks if distances.get(mark, value) < value]
