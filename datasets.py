@@ -1085,7 +1085,8 @@ PANELS = 8  # forecasts at most in a picture
 JOINT = 30  # series at most that are learned together unless --form says so: more crowd the encoder's inputs
 EPOCH_WINDOWS = 10000  # training windows at most in an epoch
 PANEL_CONTEXT = 2  # forecast lengths that are read before a forecast of one series; of several, one
-LAGS = {"D": [1, 7, 14, 28, 364], "W": [1, 2, 4, 13, 26, 52]}  # where GluonTS knows no season
+LAGS = {"D": [1, 7, 14, 28, 364], "W": [1, 2, 4, 13, 26, 52]}  # in steps, where a season is no day
+LAGS |= {"M": [1, 2, 3, 12, 24, 36], "Q": [1, 2, 4, 8, 12], "Y": [1, 2, 3]}
 LARGEST = 1e30  # size of a value that is taken for a mistake
 MOST_ROWS = 10**7  # of a CSV, missing ones included
 
@@ -1511,9 +1512,10 @@ def calendar(start: pd.Period, length: int, freq: str) -> np.ndarray:
 
 
 def lags_of(freq: str, dimensions: int) -> list[int]:
-    """How far back the RNN looks, in steps: one, a season and seven, a week of days; for one dimension two weeks."""
+    """How far back the RNN looks, in steps: one, a day and a week; for one dimension all days of it, and two weeks."""
     season, unit = get_seasonality(freq), freq.split("-")[0]
-    return LAGS.get(unit) or sorted({1, season, 7 * season, (14 if dimensions == 1 else 7) * season})
+    days = [1, 2, 3, 4, 5, 6, 7, 14] if dimensions == 1 else [1, 7]
+    return LAGS.get(unit) or [1, *(season * day for day in days if season > 1)]
 
 
 def reach_of(freq: str, dimensions: int, difference: int, context_length: int) -> int:
