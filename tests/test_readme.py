@@ -11,7 +11,7 @@ import ddpm
 
 README = (ROOT / "README.md").read_text("utf-8")
 COMMANDS = sorted({re.split(r"\s{2,}", line)[0] for line in re.findall(r"python (ddpm\.py[^`\n|]*)", README)})
-COMMANDS = [command for command in COMMANDS if not command.endswith(("...", "…", "--dataset"))]
+COMMANDS = [command for command in COMMANDS if not re.search(r"\.\.\.|…|--dataset$", command)]
 NEED_NOTHING = {"circle", "dino", "line", "moons", "digits"}
 SMALL = ["--epochs", "1", "--num_samples", "10", "--num_timesteps", "10", "--overwrite"]
 
