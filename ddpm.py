@@ -108,7 +108,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
     "sampling": {
         "sampler": option({"points": "ddpm", "images audio series": "dpm++"}, "sampler", choices=SAMPLERS),
         "sampling_steps": option(
-            {"points images audio": 30, "series": 10}, "network calls for a sample; ddpm: T by default", **count
+            {"points images audio": 30, "series": 20}, "network calls for a sample; ddpm: T by default", **count
         ),
         "sampling_power": option(
             {"points images audio": 1.0, "series": 2.0},
