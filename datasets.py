@@ -1578,10 +1578,12 @@ def series_of(name: str, groups: list[Group], names, covariates, categories, len
     shape, freq = (length, groups[0].values.shape[1]), groups[0].start.freqstr
     context_length = config.context_length or (PANEL_CONTEXT if shape[1] == 1 else 1) * length
     difference, longest = config.difference, max(group.train_end for group in groups)
+    if config.context_length and context_length > longest:
+        raise UsageError(f"--context_length {context_length}: {name} has only {longest} steps; make it smaller")
     try:
         season, _ = get_seasonality(freq), time_features_from_frequency_str(freq)
     except ValueError as error:
-        raise UsageError(f"--freq {freq}: {error}; choose one of h, 30min, D, B, W, M") from error
+        raise UsageError(f"--freq {freq}: no such time between rows; choose one of h, 30min, D, B, W, M") from error
     if difference is None:
         difference = season if season > 7 and longest >= 2 * season + context_length + length else 1
     sizes = reach_of(freq, shape[1], difference, context_length), context_length, length
@@ -1774,8 +1776,10 @@ def from_csv(path: Path, config) -> Series:
     covariates = frame[config.covariates or []]
     frame = frame.drop(columns=covariates.columns)
     empty = [column for column in frame if frame[column].isna().all()]
-    if empty or not len(frame.columns):
-        raise UsageError(f"--data_dir {path}: {(empty or ['it'])[0]} has no values to learn from; take it out")
+    if empty:
+        raise UsageError(f"--data_dir {path}: column {empty[0]} has no values; take it out")
+    if not len(frame.columns):
+        raise UsageError(f"--covariates {' '.join(covariates)}: no column is left to forecast; name fewer")
     frame = frame[: frame.last_valid_index()]
     series = []
     for number, column in enumerate(frame):
@@ -1851,7 +1855,7 @@ def evenly_spaced(frame: pd.DataFrame, path: Path, config) -> pd.DataFrame:
     try:
         periods = frame.index.to_period(config.freq)
     except ValueError as error:
-        raise UsageError(f"--freq {freq}: {error}; choose one of h, 30min, D, B, W, M") from error
+        raise UsageError(f"--freq {freq}: no such time between rows; choose one of h, 30min, D, B, W, M") from error
     steps = (periods.asi8 - periods.asi8[0]) // periods.freq.n
     rows = int(steps[-1]) + 1
     if rows > min(MOST_ROWS, 1000 + 100 * len(frame)):

@@ -818,7 +818,8 @@ def save(state: dict, path: Path) -> None:
 
 def load_checkpoint(path: Path) -> dict:
     """A checkpoint, on the CPU, read without running code from it, and whole. Raises UsageError."""
-    remedy = "with --sample, --evaluate, or --resume and --experiment_name, choose one that a run has left"
+    along = ", ".join(sorted(model.stem for model in MODELS.glob("*.pt")))
+    remedy = f"name one that a run has left, by --experiment_name for --resume; --sample also takes {along}"
     if not path.is_file():
         raise UsageError(f"{path}: no such file; {remedy}")
     with reading(f"{path}: not a checkpoint (damaged, or not of this program); {remedy}"):

@@ -370,7 +370,7 @@ def spoiled(frame, how):
         ("a date that is none", "--data_dir .*yesterday"),
         ("a word", "--data_dir .*much"),
         ("twice", "--data_dir .*several rows for 2024-01-01 08:00"),
-        ("no values", "--data_dir .*plant 1 has no values"),
+        ("no values", "--data_dir .*plant 1 has no values; take it out"),
         ("short", "--prediction_length 6.*too few"),
         ("gaps", "--freq: the time between rows cannot be told"),
     ],
