@@ -46,7 +46,7 @@ def prepare() -> dict:
     exif = Image.Exif()
     exif[0x0112] = 6  # the orientation: turned
     for suffix in IMAGES:
-        with contextlib.suppress(OSError, KeyError):  # what this Pillow was not built with
+        with contextlib.suppress(OSError, KeyError, ValueError):  # what this Pillow was not built with
             picture.save(f"whole.{suffix}", **({"exif": exif} if suffix in ("jpg", "png", "webp") else {}))
             kinds["image"].append((suffix, Path(f"whole.{suffix}").read_bytes()))
     Path("sound").mkdir()
