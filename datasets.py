@@ -1111,7 +1111,7 @@ class Windows(NamedTuple):
     pasts: np.ndarray  # (windows, past_length, dimensions), NaN where a value is missing
     starts: list[pd.Period]  # of the forecasts
     numbers: np.ndarray
-    covariates: np.ndarray  # (windows, context_length + prediction_length, covariates)
+    covariates: np.ndarray  # (windows, past_length + prediction_length, covariates)
     truth: np.ndarray | None = None  # (windows, prediction_length, dimensions)
 
 
@@ -1161,7 +1161,7 @@ class Series(Data):
         if windows is None:
             pasts, seen = (np.frombuffer(text.encode("latin-1"), np.float32) for text in (recent, known))
             pasts = pasts.reshape(len(ends), self.past_length, shape[1])
-            seen = seen.reshape(len(ends), context_length + shape[0], len(covariates))
+            seen = seen.reshape(len(ends), self.past_length + shape[0], len(covariates))
             windows = Windows(pasts, [pd.Period(end, freq) for end in ends], np.arange(len(ends)), seen)
         self.windows, self.histories = windows, len(windows.starts)
         self.animated = int(np.clip(40000 // (self.histories * math.prod(shape)), 1, 40))
@@ -1194,15 +1194,15 @@ class Series(Data):
         context = torch.from_numpy(changes(windows.pasts, self.difference)[:, -self.context_length :])
         location, scale = self.location_and_scale(context, torch.from_numpy(typical))
         values = torch.from_numpy(np.stack([last_seen(past) for past in windows.pasts]))
-        length = self.context_length + self.prediction_length
-        times = np.stack([calendar(start - self.context_length, length, self.freq) for start in windows.starts])
+        length = self.past_length + self.prediction_length
+        times = np.stack([calendar(start - self.past_length, length, self.freq) for start in windows.starts])
         known = torch.from_numpy(np.concatenate([times, self.standardised(windows.covariates)], 2))
         categories = torch.from_numpy(self.categories[windows.numbers])
         return Past(values, location, scale, self.features(scale, torch.from_numpy(typical), known), categories)
 
     def check_covariates(self) -> None:
         """Raises UsageError where a covariate is not known to the end of a forecast."""
-        unknown = np.argwhere(np.isnan(self.windows.covariates[:, self.context_length :]))
+        unknown = np.argwhere(np.isnan(self.windows.covariates[:, self.past_length :]))
         if len(unknown):
             window, step, column = unknown[0]
             name, time = list(self.covariates)[column], self.windows.starts[window] + int(step)
@@ -1229,9 +1229,16 @@ class Series(Data):
         return location, scale.maximum(typical / 2)
 
     def features(self, scale: Tensor, typical: Tensor, known: Tensor) -> Tensor:
-        """What is known of each step beside the values: how large the scale is for these series, and `known`."""
-        relative = (scale / typical).log().mean(1)[:, None, None]
-        return torch.cat([relative.expand(-1, known.shape[1], 1), known], 2)
+        """What is known of each step of context and forecast beside the values, (windows, time, features).
+
+        How large the scale is for these series; calendar and covariates, the last columns of `known`, which goes back
+        to the beginning of the past; and how covariates have changed over `difference`, as the values that are learned.
+        """
+        length = self.context_length + self.prediction_length
+        relative = (scale / typical).log().mean(1)[:, None, None].expand(-1, length, 1)
+        covariates = known[:, :, known.shape[2] - len(self.covariates) :]
+        changed = changes(covariates, self.difference)[:, -length:]
+        return torch.cat([relative, known[:, -length:], *([changed] if self.difference else [])], 2)
 
     @functools.cached_property
     def table(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -1271,7 +1278,7 @@ class Series(Data):
             change = changes(past, self.difference)[:, -length:].masked_fill(unseen, torch.nan)
             location, scale = self.location_and_scale(change[:, : self.context_length], typical[number])
             x_0 = (change[:, self.context_length :] - location[:, None]) / scale[:, None]
-            features = self.features(scale, typical[number], seen[:, -length:])
+            features = self.features(scale, typical[number], seen)
             yield x_0.nan_to_num(0), Past(past, location, scale, features, categories[number]), (~x_0.isnan()).float()
 
     def validation(self, batch_size, number, device):
@@ -1465,7 +1472,7 @@ def predictor(data: Series, sample):
         if covariates.shape[1] != len(data.covariates):
             raise ValueError(f"feat_dynamic_real: made for {len(data.covariates)}, not {covariates.shape[1]}")
         group = Group(data.number_of(entry.get("item_id")), entry["start"], values, covariates, 0, [len(values)])
-        return windows_of(group, data.past_length, data.context_length, data.prediction_length)
+        return windows_of(group, data.past_length, data.prediction_length)
 
     class Forecaster(Predictor):
         def predict(self, dataset, num_samples: int = 100):
@@ -1530,11 +1537,11 @@ def typical_scale(values: np.ndarray, difference: int) -> np.ndarray:
     return np.fmax(np.ma.filled(squares.mean(0), 0) ** 0.5, 1e-6 * np.where(largest > 0, largest, 1))
 
 
-def windows_of(group: Group, past_length: int, context_length: int, prediction_length: int) -> Windows:
+def windows_of(group: Group, past_length: int, prediction_length: int) -> Windows:
     """The windows of one group, with the truth as far as there is one."""
     values = np.pad(group.values, ((past_length, 0), (0, 0)), constant_values=np.nan)
-    length = context_length + prediction_length
-    covariates = np.pad(group.covariates, ((context_length, length), (0, 0)), constant_values=np.nan)
+    length = past_length + prediction_length
+    covariates = np.pad(group.covariates, ((past_length, length), (0, 0)), constant_values=np.nan)
     return Windows(
         np.stack([values[begin:][:past_length] for begin in group.begins]),
         [group.start + begin for begin in group.begins],
@@ -1586,9 +1593,9 @@ def series_of(name: str, groups: list[Group], names, covariates, categories, len
         raise UsageError(f"--freq {freq}: no such time between rows; choose one of h, 30min, D, B, W, M") from error
     if difference is None:
         difference = season if season > 7 and longest >= 2 * season + context_length + length else 1
-    sizes = reach_of(freq, shape[1], difference, context_length), context_length, length
+    past_length = reach_of(freq, shape[1], difference, context_length)
     learned = [group for group in groups if group.train_end]
-    train, validated = training_rows(learned, difference, *sizes)
+    train, validated = training_rows(learned, difference, past_length, context_length, length)
     if not len(train):
         raise UsageError(
             f"--prediction_length {length}: {name} has {longest} steps to learn from, too few for "
@@ -1600,7 +1607,7 @@ def series_of(name: str, groups: list[Group], names, covariates, categories, len
     seen = np.concatenate([group.covariates[: group.train_end] for group in learned])
     moments = zip(np.nanmean(seen, 0).tolist(), np.fmax(np.nanstd(seen, 0), 1e-6).tolist())
     last = {group.number: group._replace(begins=[len(group.values)]) for group in groups}
-    recent = concatenated([windows_of(group, *sizes) for group in last.values()])
+    recent = concatenated([windows_of(group, past_length, length) for group in last.values()])
     facts = {"freq": freq, "names": names, "context_length": context_length, "difference": difference}
     facts |= {"scaling": config.scaling, "typical": typical, "categories": categories}
     facts |= {"covariates": dict(zip(covariates, map(list, moments))), "ends": [str(start) for start in recent.starts]}
@@ -1613,7 +1620,7 @@ def series_of(name: str, groups: list[Group], names, covariates, categories, len
         raise UsageError(
             f"--prediction_length {length}: no series of {name} is long enough to be scored; make it smaller"
         )
-    windows, test = concatenated([windows_of(group, *sizes) for group in scored]), []
+    windows, test = concatenated([windows_of(group, past_length, length) for group in scored]), []
     for group in scored:
         test += [group.values[:begin] for begin in group.begins]
     items = {"items": groups, "train": train, "validated": validated, "test": test}
