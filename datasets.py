@@ -1171,12 +1171,12 @@ class Series(Data):
     def whole(shape, freq, names, context_length, difference, typical, categories, covariates, recent, ends, **_):
         scales, moments = np.array(typical, np.float32), np.array([*covariates.values(), [0, 1]], np.float32)
         numbers = np.frombuffer(recent.encode("latin-1"), np.float32)
-        texts = all(type(text) is str for text in (freq, *names, *ends, *covariates))
+        "".join((freq, *names, *ends, *covariates)).encode()  # an error where one is no text, or half a character
         steps = type(context_length) is type(difference) is int and 0 <= difference < 2**17 > context_length > 0
         sizes = scales.shape == (len(ends), shape[1]) and scales.size == len(names) and not (scales <= 0).any()
         grouped = are_numbers(categories, len(ends), len(categories[0])) and np.min(categories, initial=0) >= 0
         known = np.isfinite(moments).all() and moments[:, 1].min() > 0 and not np.isinf(numbers).any()
-        return texts and steps and sizes and grouped and known
+        return steps and sizes and grouped and known
 
     def network_settings(self):
         cardinalities = (self.categories[-1] + 1).tolist()

@@ -836,7 +836,7 @@ def load_checkpoint(path: Path) -> dict:
             data.modality == lookup(config["dataset"])[0].modality,
             samples.shape[1:] == data.shape,
             np.isfinite(rows).all() and (rows[:, 0] == np.arange(1, 1 + len(rows))).all(),
-            type(state.get("step", 0)) is int,
+            type(state.get("step", 0)) is int and type(history) is list,
         ]
         if not all(fitting):
             raise ValueError("its parts do not fit together")

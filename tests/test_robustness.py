@@ -346,9 +346,13 @@ def test_settings_are_read_from_a_checkpoint_as_they_were_given(flags):
         }
 
 
+ONCE_ESCAPED = {"checkpoint": [1930, 4994]}
+
+
 @pytest.mark.parametrize("kind, cases", {"checkpoint": 40, "image": 150, "sound": 100, "csv": 40}.items())
 def test_damaged_files_end_in_a_result_or_in_one_line(kind, cases, damaged_files, tmp_path):
-    wrong = [fuzz.escaped(kind, number, damaged_files, tmp_path / f"{kind}_{number}") for number in range(cases)]
+    numbers = [*range(cases), *ONCE_ESCAPED.get(kind, [])]
+    wrong = [fuzz.escaped(kind, number, damaged_files, tmp_path / f"{kind}_{number}") for number in numbers]
     assert not any(wrong), "".join(filter(None, wrong))
 
 
