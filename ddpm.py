@@ -57,7 +57,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
     "data": {
         "dataset": option("dino", "data set: {names}, or gluonts:NAME", metavar="NAME"),
         "data_dir": option("data", "folder of downloaded data sets, or of your own data", metavar="PATH"),
-        "limit": option(None, "number of training items (default: all)", **count),
+        "limit": option(None, "train on so many items only (default: all)", **count),
         "image_size": option(
             {"images": None},
             "side, or height and width, of the images (default: 64 for files, else as it is)",
@@ -72,8 +72,10 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
         "form": option({"series": None}, "vector: learned jointly; panel: one by one", choices=("vector", "panel")),
         "covariates": option({"series": None}, "columns known ahead of time", metavar="COLUMN", nargs="+"),
         "test_windows": option({"series": None}, "forecasts to score (default: a tenth, at most 5)", **count),
-        "difference": option({"series": None}, "steps a change is over; 0: none (default: 1 or a season)", **natural),
-        "scaling": option({"series": "mean"}, "scaling of a window by its context", choices=("mean", "standard")),
+        "difference": option(
+            {"series": None}, "learn changes over N steps; 0: the values (default: 1 or a season)", **natural
+        ),
+        "scaling": option({"series": "mean"}, "how a window is scaled by its context", choices=("mean", "standard")),
         "words": option({"audio": None}, "words to learn (default: digits; sounds: all)", metavar="WORD", nargs="+"),
     },
     "diffusion": {
@@ -81,19 +83,23 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
             {"points": 200, "images audio": 1000, "series": 100}, "length of the chain", **number_in(int, 2, 10**6)
         ),
         "beta_schedule": option("cosine", "noise schedule", choices=("linear", "quadratic", "cosine", "sigmoid")),
-        "prediction_type": option("v", "prediction of the denoiser", choices=("epsilon", "v", "sample")),
+        "prediction_type": option("v", "what the denoiser predicts", choices=("epsilon", "v", "sample")),
     },
     "denoiser": {
         "hidden_size": option({"points": 128, "images series": 64, "audio": 32}, "width of the first layer", **count),
         "hidden_layers": option(
-            {"points": 3, "images audio": 1, "series": 2}, "layers, or blocks of a stage", **number_in(int, 1, 1000)
+            {"points": 3, "images audio": 1, "series": 2},
+            "layers, or blocks in each of the UNet's stages",
+            **number_in(int, 1, 1000),
         ),
         "embedding_size": option({"points images audio": 128, "series": 64}, "size of the embeddings", **several),
         "dropout": option({"series": 0.3}, "share of the RNN's outputs dropped in training", **share),
         "time_embedding": option("sinusoidal", "embedding of t", choices=(*EMBEDDINGS, "zero")),
         "input_embedding": option({"points": "sinusoidal"}, "embedding of x_t", choices=(*EMBEDDINGS, "identity")),
         "channel_multipliers": option(
-            {"images": None, "audio": [1, 2, 4]}, "stages' widths (images: 1 1 2 2 ...)", **counts
+            {"images": None, "audio": [1, 2, 4]},
+            "widths of the UNet's stages over --hidden_size (images: 1 1 2 2 ...)",
+            **counts,
         ),
         "patch_size": option({"images audio": 2}, "side of the squares the UNet takes as one pixel", **count),
     },
@@ -101,24 +107,26 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
         "epochs": option({"points": 320, "images audio": 20, "series": 6}, "passes over the data", **count),
         "train_batch_size": option({"points": 1024, "images": 128, "audio series": 64}, "items in a step", **count),
         "learning_rate": option({"points": 0.01, "images audio": 0.02, "series": 3e-3}, "learning rate", **positive),
-        "time_power": option({"points": 3.0, "images audio series": 1.0}, "t is T u^N for uniform u", **positive),
+        "time_power": option(
+            {"points": 3.0, "images audio series": 1.0}, "training times are T u^N for uniform u", **positive
+        ),
         "ema_decay": option(0.999, "final decay of the weights' moving average", **share),
         "save_every": option({"points": 40, "images audio series": 1}, "epochs between kept checkpoints", **count),
     },
     "sampling": {
         "sampler": option({"points": "ddpm", "images audio series": "dpm++"}, "sampler", choices=SAMPLERS),
         "sampling_steps": option(
-            {"points images audio": 30, "series": 20}, "network calls for a sample; ddpm: T by default", **count
+            {"points images audio": 30, "series": 20}, "network calls for each sample; ddpm: T by default", **count
         ),
         "sampling_power": option(
             {"points images audio": 1.0, "series": 2.0},
-            "times of these calls are T u^N for even u",
+            "these calls are at times T u^N for evenly spaced u",
             **number_in(float, 1),
         ),
         "eta": option(0.0, "noise of ddim: 0 none, 1 as much as ddpm", **share),
         "num_samples": option({"points": 2000, "images audio series": 100}, "samples, or paths from a window", **count),
         "eval_batch_size": option(
-            {"points": 10000, "series": 4000, "images": 500, "audio": 100}, "samples at once", **count
+            {"points": 10000, "series": 4000, "images": 500, "audio": 100}, "items drawn or scored at once", **count
         ),
         "label": option(None, "class to draw, by name or number (default: each in turn)", metavar="CLASS"),
         "guidance": option(None, "strength of the class, 0: none (default: 2 with --label, else 1)", **positive),
@@ -128,14 +136,16 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
         "seed": option(0, "random seed", **number_in(int, 0, 2**63 - 1)),
         "device": option("auto", "device: cpu, cuda, cuda:1, mps", metavar="NAME"),
         "precision": option("auto", "precision of the denoiser; auto: bf16 on a GPU", choices=("auto", "fp32", "bf16")),
-        "compile": option(False, "compilation of the denoiser: a minute to start, then faster", action="store_true"),
+        "compile": option(False, "compile the denoiser: a minute to start, then faster", action="store_true"),
     },
 }
 ACTIONS = {  # other than training anew
-    "resume": option(None, "continuation from the experiment's last checkpoint", action="store_true"),
-    "overwrite": option(None, "deletion of the experiment, if it exists, before it starts anew", action="store_true"),
-    "sample": option(None, "checkpoint to draw samples from, or a model that comes along", metavar="PATH"),
-    "evaluate": option(None, "checkpoint to score (default: the last one)", metavar="PATH", nargs="?", const=""),
+    "resume": option(None, "continue from the experiment's last checkpoint", action="store_true"),
+    "overwrite": option(None, "replace the experiment of that name, if there is one", action="store_true"),
+    "sample": option(None, "draw samples from this checkpoint, or from a model that comes along", metavar="PATH"),
+    "evaluate": option(
+        None, "score this checkpoint (default: the experiment's last one)", metavar="PATH", nargs="?", const=""
+    ),
 }
 ALIASES = {"epochs": ["--num_epochs"], "save_every": ["--save_images_step"]}  # tiny-diffusion's names
 DEFAULTS = {flag: row["default"] for group in FLAGS.values() for flag, row in group.items()}
@@ -157,6 +167,16 @@ def format_value(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
+def format_default(default) -> str:
+    """The default of a flag for people; modalities with the same one stand together."""
+    if not isinstance(default, dict):
+        return format_value(default)
+    modalities = {}
+    for modality, value in default.items():
+        modalities.setdefault(format_value(value), []).append(modality)
+    return ", ".join(f"{'/'.join(names)} {value}" for value, names in modalities.items() if value)
+
+
 def parse_arguments(arguments: list[str] | None = None, error=lambda message: sys.exit(fail(message))) -> dict:
     """The flags that were given, and no others: defaults come from `DEFAULTS` or from a checkpoint."""
     names = dataset_names()
@@ -171,7 +191,7 @@ def parse_arguments(arguments: list[str] | None = None, error=lambda message: sy
     for title, flags in (FLAGS | {"actions": ACTIONS}).items():
         group = parser.add_argument_group(title)
         for flag, row in flags.items():
-            shown = "" if row["settings"].get("action") else format_value(row["default"])
+            shown = "" if row["settings"].get("action") else format_default(row["default"])
             text = row["help"].replace("{names}", names) + (f" (default: {shown})" if shown else "")
             group.add_argument(f"--{flag}", *ALIASES.get(flag, []), dest=flag, help=text, **row["settings"])
     return vars(parser.parse_args(arguments))

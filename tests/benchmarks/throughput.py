@@ -122,10 +122,12 @@ def speed():
         print("".join(f"{column:>20}" for column in (name, *row, f"{share:.0%}")))
 
 
-def ours(data, **flags):
-    """The defaults of ddpm.py."""
+def ours(data, optimizer=None, **flags):
+    """The defaults of ddpm.py; `optimizer(weights)` in place of Muon and AdamW together."""
     config = ddpm.resolve({"dataset": "mnist", "sampling_steps": CALLS} | flags)
     run = ddpm.Run(ddpm.new_model(config, data, "cpu"))
+    if optimizer:
+        run.optimizers = [optimizer(run.model.denoiser.parameters())]
     batches = batches_of(data, config.train_batch_size)
 
     def step(share):
@@ -232,6 +234,7 @@ def quality(minutes: list[float], below: list[float], data_dir: str, kept: Path 
     contestants = {
         "ours": lambda: ours(data),
         "ours, no classes": lambda: ours(without_classes),
+        "ours, AdamW alone": lambda: ours(data, lambda weights: torch.optim.AdamW(weights, 1e-3)),
         "ours, patch size 1": lambda: ours(data, **NO_PATCHES),
         "diffusers": lambda: diffusers(data),
         "lucidrains": lambda: lucidrains(data),
