@@ -434,7 +434,7 @@ FRECHET_SAMPLES = 2048  # as many as Inception has features, for their covarianc
 COLUMNS = 10  # of a grid of images: with ten classes, one for each
 PAIRS = 25  # samples in a picture with their nearest training items
 COMPARED = 200  # samples, and held-out items, whose nearest training items are looked for
-COMPARED_VALUES = 2**24  # of training items looked at at once: 64 MB
+COMPARED_VALUES = 2**24  # of training items that are compared at once: 64 MB
 
 
 class Pixels(Data):
@@ -1916,7 +1916,7 @@ def load(config) -> Data:
     """The data set that the configuration names; with `limit`, only its first training items. Raises UsageError."""
     _, read = lookup(config.dataset)
     if getattr(config, "range", None) and config.dataset != "array":
-        raise UsageError("--range: of use for --dataset array alone; leave it out")
+        raise UsageError("--range: only --dataset array takes it; leave it out")
     data = read(config)
     data.train = data.train[: config.limit]
     return data

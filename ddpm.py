@@ -271,14 +271,14 @@ def resolve(given: dict, saved: dict | None = None) -> argparse.Namespace:
         if flag not in DEFAULTS:
             raise UsageError(f"--{flag}: no such flag; python ddpm.py -h lists them")
         if flag not in config:
-            raise UsageError(f"--{flag}: of no use for {modality}; leave it out")
+            raise UsageError(f"--{flag}: has no effect on {modality}; leave it out")
         if saved and flag in FIXED and given[flag] != saved.get(flag):
             raise UsageError(f"--{flag} {given[flag]}: the checkpoint was trained with {saved.get(flag)}; leave it out")
     config |= {flag: value for flag, value in saved.items() if flag not in ("device", "compile")} | given
     config["given"] = saved.get("given", {}) | given
     config["experiment_name"] = name
     if "eta" in given and config["sampler"] != "ddim":
-        raise UsageError(f"--eta {config['eta']}: of no use for --sampler {config['sampler']}; leave it out")
+        raise UsageError(f"--eta {config['eta']}: has no effect with --sampler {config['sampler']}; leave it out")
     if "sampling_steps" not in config["given"] or {"sampling_steps", "sampler"} & set(given) == {"sampler"}:
         num_timesteps, few = config["num_timesteps"], DEFAULTS["sampling_steps"][modality]
         config["sampling_steps"] = num_timesteps if config["sampler"] == "ddpm" else min(few, num_timesteps)
@@ -1153,9 +1153,9 @@ def predictor(path: str | Path, device: torch.device | str = "cpu", **flags):
 def from_checkpoint(given: dict, device: torch.device) -> tuple[Path, dict]:
     """Draw from a checkpoint, and with --evaluate score it; returns the folder of the results and the scores."""
     for flag in {*FLAGS["training"], "resume", "overwrite"} & set(given):
-        raise UsageError(f"--{flag}: of no use with --sample or --evaluate, which train nothing; leave it out")
+        raise UsageError(f"--{flag}: has no effect with --sample or --evaluate, which do not train; leave it out")
     if given.get("sample") and given.get("evaluate"):
-        raise UsageError("--sample and --evaluate name a checkpoint each: to score the one, leave the other's out")
+        raise UsageError(f"--evaluate {given['evaluate']}: takes no path beside --sample, whose checkpoint it scores")
     path = find_checkpoint(given.get("sample") or given.get("evaluate") or experiment_folder(given) / "checkpoint.pt")
     home = EXPERIMENTS / path.stem if path.resolve().parent == MODELS.resolve() else path.parent
     model = load_model(path, load_data="evaluate" in given, **given | {"device": device})
