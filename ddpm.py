@@ -850,8 +850,9 @@ def load_checkpoint(path: Path) -> dict:
         samples, history = state.get("samples", torch.zeros(1, *data.shape)), state.get("history", [])
         for tensors in (state["average"], state.get("model", {}), {"samples": samples}):
             datasets.check_tensors(tensors)
-        rows = [[row["epoch"], row["step"], row["loss"], row.get("held_out_loss") or 0] for row in history]
-        rows = np.array(rows).reshape(-1, 4)
+        columns = ("epoch", "step", "loss", "seconds")
+        rows = [[*(row[name] for name in columns), row.get("held_out_loss") or 0] for row in history]
+        rows = np.array(rows).reshape(-1, 5)
         fitting = [
             data.modality == lookup(config["dataset"])[0].modality,
             samples.shape[1:] == data.shape,
@@ -1106,7 +1107,8 @@ def train_or_resume(given: dict, device: torch.device) -> tuple[Path, dict]:
             if first:
                 kept = list(kept_epochs(folder)) or [len(run.history)]
                 told = [verdict_on_curve(run.history, folder.name, kept), *verdict_on_samples(metrics)]
-                metrics = {"verdict": " ".join(told)} | metrics
+                minutes = sum(row["seconds"] for row in run.history) / 60
+                metrics = {"verdict": " ".join(told), "training_minutes": minutes} | metrics
                 write_training(run, folder)
                 write_report(folder, config.given, config, metrics)
         except KeyboardInterrupt as stop:
