@@ -1199,7 +1199,7 @@ def explained():
             remedy = "make --train_batch_size, --eval_batch_size, --num_samples or --hidden_size smaller"
             raise UsageError(f"out of memory; {remedy}, and go on with --resume") from error
         if process()[1] > 1:
-            raise UsageError("another process has ended; go on with --resume, if this was in training") from error
+            raise UsageError("another process has ended; if this was a training, go on with --resume") from error
         raise
 
 
