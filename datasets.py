@@ -1465,6 +1465,7 @@ def predictor(data: Series, sample):
     from gluonts.model.predictor import Predictor
 
     def window(entry: dict) -> Windows:
+        """The one window that forecasts what comes after an entry."""
         values, covariates = target_and_covariates(entry)
         expected, given = (data.shape[1], data.freq), (values.shape[1], entry["start"].freqstr)
         if given != expected:
@@ -1476,6 +1477,7 @@ def predictor(data: Series, sample):
 
     class Forecaster(Predictor):
         def predict(self, dataset, num_samples: int = 100):
+            """A SampleForecast of `num_samples` paths for each entry of `dataset`."""
             entries = list(dataset)
             windows = concatenated([window(entry) for entry in entries])._replace(truth=None)
             series = Series(**data.facts, windows=windows)

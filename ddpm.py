@@ -35,9 +35,11 @@ def number_in(kind, low, high=math.inf) -> dict:
 
 def option(default, text: str, **settings) -> dict:
     """A row of `FLAGS`, with argparse's settings. Where `default` is a dictionary, the flag serves these modalities."""
+    shown = default
     if isinstance(default, dict):
+        shown = {modalities.replace(" ", "/"): value for modalities, value in default.items()}
         default = {modality: value for modalities, value in default.items() for modality in modalities.split()}
-    return {"default": default, "help": text, "settings": settings}
+    return {"default": default, "shown": shown, "help": text, "settings": settings}
 
 
 @functools.cache
@@ -57,7 +59,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
     "data": {
         "dataset": option("dino", "data set: {names}, or gluonts:NAME", metavar="NAME"),
         "data_dir": option("data", "folder of downloaded data sets, or of your own data", metavar="PATH"),
-        "limit": option(None, "train on so many items only (default: all)", **count),
+        "limit": option(None, "train on only N items (default: all)", **count),
         "image_size": option(
             {"images": None},
             "side, or height and width, of the images (default: 64 for files, else as it is)",
@@ -167,16 +169,6 @@ def format_value(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def format_default(default) -> str:
-    """The default of a flag for people; modalities with the same one stand together."""
-    if not isinstance(default, dict):
-        return format_value(default)
-    modalities = {}
-    for modality, value in default.items():
-        modalities.setdefault(format_value(value), []).append(modality)
-    return ", ".join(f"{'/'.join(names)} {value}" for value, names in modalities.items() if value)
-
-
 def parse_arguments(arguments: list[str] | None = None, error=lambda message: sys.exit(fail(message))) -> dict:
     """The flags that were given, and no others: defaults come from `DEFAULTS` or from a checkpoint."""
     names = dataset_names()
@@ -191,7 +183,7 @@ def parse_arguments(arguments: list[str] | None = None, error=lambda message: sy
     for title, flags in (FLAGS | {"actions": ACTIONS}).items():
         group = parser.add_argument_group(title)
         for flag, row in flags.items():
-            shown = "" if row["settings"].get("action") else format_default(row["default"])
+            shown = "" if row["settings"].get("action") else format_value(row["shown"])
             text = row["help"].replace("{names}", names) + (f" (default: {shown})" if shown else "")
             group.add_argument(f"--{flag}", *ALIASES.get(flag, []), dest=flag, help=text, **row["settings"])
     return vars(parser.parse_args(arguments))
@@ -1199,7 +1191,7 @@ def explained():
             remedy = "make --train_batch_size, --eval_batch_size, --num_samples or --hidden_size smaller"
             raise UsageError(f"out of memory; {remedy}, and go on with --resume") from error
         if process()[1] > 1:
-            raise UsageError("another process has ended; if this was a training, go on with --resume") from error
+            raise UsageError("another process has ended; if it was training, go on with --resume") from error
         raise
 
 
