@@ -125,7 +125,11 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
             "these calls are at times T u^N for evenly spaced u",
             **number_in(float, 1),
         ),
-        "eta": option(0.0, "noise of ddim: 0 none, 1 as much as ddpm", **share),
+        "eta": option(
+            {"points series": 0.0, "images audio": 1.0},
+            "noise in each step: 0 none, 1 as much as ddpm; 0 where --sampler is not the default",
+            **share,
+        ),
         "num_samples": option({"points": 2000, "images audio series": 100}, "samples, or paths from a window", **count),
         "eval_batch_size": option(
             {"points": 10000, "series": 4000, "images": 500, "audio": 100}, "items drawn or scored at once", **count
@@ -269,8 +273,11 @@ def resolve(given: dict, saved: dict | None = None) -> argparse.Namespace:
     config |= {flag: value for flag, value in saved.items() if flag not in ("device", "compile")} | given
     config["given"] = saved.get("given", {}) | given
     config["experiment_name"] = name
-    if "eta" in given and config["sampler"] != "ddim":
-        raise UsageError(f"--eta {config['eta']}: has no effect with --sampler {config['sampler']}; leave it out")
+    if "eta" in given and config["sampler"] == "ddpm":
+        raise UsageError(f"--eta {config['eta']}: has no effect with --sampler ddpm; leave it out")
+    if {"eta", "sampler"} & set(given) == {"sampler"}:
+        is_default = config["sampler"] == DEFAULTS["sampler"][modality]
+        config["eta"] = DEFAULTS["eta"][modality] if is_default else 0.0
     if "sampling_steps" not in config["given"] or {"sampling_steps", "sampler"} & set(given) == {"sampler"}:
         num_timesteps, few = config["num_timesteps"], DEFAULTS["sampling_steps"][modality]
         config["sampling_steps"] = num_timesteps if config["sampler"] == "ddpm" else min(few, num_timesteps)
@@ -397,10 +404,11 @@ def reverse_process(denoise, scheduler, times: list[int], x_T: Tensor, sampler: 
 
     - ddpm: ancestral sampling (Ho et al. 2020, algorithm 2), strided where a time is skipped;
     - ddim: eta = 0, or anything up to 1, which is ddpm (Song et al. 2021, eq. 12);
-    - dpm++: DPM-Solver++ 2M (Lu et al. 2022, algorithm 2) is ddim with x_0 extrapolated, from its last two predictions,
-      along the logarithm of the SNR to the middle of the step. The last step, to infinite signal, is of first order.
+    - dpm++: ddim with x_0 extrapolated, from its last two predictions, along the logarithm of the SNR to the middle of
+      the step. eta = 0 is DPM-Solver++ 2M, eta = 1 SDE-DPM-Solver++ 2M (Lu et al. 2022). The last step, to infinite
+      signal, is of first order.
     """
-    eta = {"ddpm": 1.0, "ddim": eta, "dpm++": 0.0}[sampler]
+    eta = 1.0 if sampler == "ddpm" else eta
     x_t, last = x_T, None
     for t, s in itertools.pairwise(times):
         x_0 = target = scheduler.predict_x_0(denoise(x_t, t), x_t, t)
@@ -1155,7 +1163,7 @@ def from_checkpoint(given: dict, device: torch.device) -> tuple[Path, dict]:
     model = load_model(path, load_data="evaluate" in given, **given | {"device": device})
     config = model.config
     settings = [path.stem, config.sampler, config.sampling_steps, config.label and f"label-{config.label}"]
-    settings += [f"guidance-{config.guidance:g}", f"seed-{config.seed}"]
+    settings += [config.eta and f"eta-{config.eta:g}", f"guidance-{config.guidance:g}", f"seed-{config.seed}"]
     folder, first = home / "samples" / file_name(*filter(None, settings)), process()[0] == 0
     with owned(folder) if first else contextlib.nullcontext():
         metrics = write_samples(model, folder, 10 * BOUND_CALLS if "evaluate" in given else 0)

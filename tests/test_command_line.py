@@ -94,6 +94,19 @@ def test_a_checkpoint_alone_is_enough_to_sample_and_the_data_to_evaluate(ddpm_co
     assert done.returncode == 0 and "bits_per_dim:" in done.stdout, done.stderr
 
 
+def test_the_noise_in_each_step_is_a_default_of_the_default_sampler():
+    import ddpm
+
+    images = vars(ddpm.resolve({"dataset": "digits"}))
+    assert (images["sampler"], images["eta"]) == ("dpm++", 1)
+    for given, eta in (({}, 1), ({"sampler": "ddim"}, 0), ({"sampler": "ddim", "eta": 0.5}, 0.5), ({"eta": 0.0}, 0)):
+        assert ddpm.resolve({"dataset": "digits"} | given).eta == eta
+        later = vars(ddpm.resolve({"dataset": "digits"} | given))
+        assert ddpm.resolve({}, saved=later).eta == eta
+        assert ddpm.resolve({"sampler": "ddim"}, saved=later).eta == 0
+        assert ddpm.resolve({"sampler": "dpm++"}, saved=later).eta == 1
+
+
 def test_a_model_that_comes_along_is_drawn_from_by_its_name_without_data(ddpm_command, tmp_path, monkeypatch):
     """Half precision moves no pixel by more than two levels."""
     import ddpm

@@ -132,18 +132,21 @@ def test_ddim_equals_diffusers(prediction_type, eta, interval):
     "schedule, prediction_type",
     [("linear", "epsilon"), ("linear", "v"), ("linear", "sample"), ("cosine", "v"), ("cosine", "sample")],
 )  # cosine ends without signal, where noise says nothing of x_0 in single precision
-def test_dpm_solver_equals_diffusers(schedule, prediction_type):
+@pytest.mark.parametrize("eta, algorithm", [(0.0, "dpmsolver++"), (1.0, "sde-dpmsolver++")])
+def test_dpm_solver_equals_diffusers(schedule, prediction_type, eta, algorithm):
     scheduler = NoiseScheduler(1000, schedule, prediction_type, None)
-    theirs = peer(DPMSolverMultistepScheduler, scheduler, final_sigmas_type="zero", lower_order_final=True)
+    settings = {"algorithm_type": algorithm, "final_sigmas_type": "zero", "lower_order_final": True}
+    theirs = peer(DPMSolverMultistepScheduler, scheduler, **settings)
     theirs.set_timesteps(20)
     start = x_t = torch.randn(8, 2, 3)
-    for t in theirs.timesteps:
-        x_t = theirs.step(denoiser(scheduler, x_t, int(t) + 1), t, x_t).prev_sample
-    torch.testing.assert_close(sample(scheduler, start, 20, "dpm++"), x_t, rtol=1e-5, atol=1e-5)
+    noises = torch.randn(20, *start.shape)
+    for noise, t in zip(noises, theirs.timesteps):
+        x_t = theirs.step(denoiser(scheduler, x_t, int(t) + 1), t, x_t, variance_noise=noise).prev_sample
+    torch.testing.assert_close(sample(scheduler, start, 20, "dpm++", eta, noises), x_t, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("sampler, eta", [("ddpm", 0.0), ("ddim", 0.5), ("dpm++", 0.0)])
+@pytest.mark.parametrize("sampler, eta", [("ddpm", 0.0), ("ddim", 0.5), ("dpm++", 0.0), ("dpm++", 1.0)])
 def test_samples_do_not_depend_on_what_the_denoiser_predicts(schedule, sampler, eta):
     x_T, noises = torch.randn(8, 2, dtype=torch.float64), torch.randn(25, 8, 2, dtype=torch.float64)
     epsilon, v, x_0 = (
@@ -196,7 +199,9 @@ def gaussian_states(scheduler, times, x_T, sampler, eta=0.0):
     return [x_t for _, x_t, _ in chain]
 
 
-@pytest.mark.parametrize("sampler, eta", [("ddpm", 0.0), ("ddim", 0.5), ("ddim", 0.0), ("dpm++", 0.0)])
+@pytest.mark.parametrize(
+    "sampler, eta", [("ddpm", 0.0), ("ddim", 0.5), ("ddim", 0.0), ("dpm++", 0.0), ("dpm++", 0.5), ("dpm++", 1.0)]
+)
 def test_each_sampler_draws_gaussian_data_with_its_mean_and_covariance(sampler, eta):
     scheduler, number = NoiseScheduler(1000, "cosine", "sample"), 100_000
     noise = torch.randn(number, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
