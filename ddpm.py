@@ -127,7 +127,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
         ),
         "eta": option(
             {"points series": 0.0, "images audio": 1.0},
-            "noise in each step: 0 none, 1 as much as ddpm; 0 where --sampler is not the default",
+            "noise added in each step: 0 none, 1 as much as ddpm; 0 if another --sampler is chosen",
             **share,
         ),
         "num_samples": option({"points": 2000, "images audio series": 100}, "samples, or paths from a window", **count),
@@ -502,14 +502,14 @@ def sample(model: Model, number: int, frames: int = 0) -> tuple[Tensor, Tensor]:
 def sample_batch(model: Model, numbers: range, frames: int, bar: tqdm) -> tuple[Tensor, Tensor]:
     """The samples of these numbers, and a film of the first of them."""
     data, scheduler, config, device = model.data, model.scheduler, model.config, model.scheduler.device
-    times, noise = (
-        scheduler.timesteps(config.sampling_steps, config.sampling_power),
-        noise_of(config.seed, numbers, device),
-    )
+    times = scheduler.timesteps(config.sampling_steps, config.sampling_power)
+    noise = noise_of(config.seed, numbers, device)
     kept = set(np.linspace(0, len(times) - 1, frames).astype(int))
     films = []
 
     def reverse(denoiser, shape, cond):
+        """A whole reverse process, from noise to x_0 of `shape` for each number; what it passes is filmed."""
+
         def denoise(x_t, t):
             t = torch.full((1,) * data.time_axes, t, device=device)
             with models.autocast(config.precision, device):
