@@ -376,6 +376,15 @@ def optimizers(denoiser: Denoiser, learning_rate: float) -> list[torch.optim.Opt
     return [Muon(inner, learning_rate), torch.optim.AdamW(outer, ADAMW_SHARE * learning_rate, fused=True)]
 
 
+def load_optimizer(optimizer, state: dict, expected: set) -> None:
+    """Give an optimizer its state, of each weight what is `expected`; its settings stay. Raises ValueError."""
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for weight in optimizer.param_groups[0]["params"]:
+        found = optimizer.state[weight]
+        if set(found) != expected or any(value.shape not in (weight.shape, ()) for value in found.values()):
+            raise ValueError("not of these weights")
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum whose matrices are made orthogonal (Jordan et al. 2024, "Muon").
 

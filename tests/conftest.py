@@ -5,17 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, one on each core
 
 
-def load(dataset, data_dir="data", **flags):
-    """The data set that the command line's flags name."""
-    import datasets
-    import ddpm
+@pytest.fixture
+def gluonts_folder(tmp_path):
+    """Three series of one calendar in GluonTS's layout, where --data_dir has exchange-rate."""
+    from helpers import waves, write_gluonts
 
-    return datasets.load(ddpm.resolve({"dataset": dataset, "data_dir": data_dir} | flags))
+    return write_gluonts(tmp_path / "data" / "gluonts" / "exchange_rate_nips", waves())
 
 
 @pytest.fixture

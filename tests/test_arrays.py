@@ -1,48 +1,14 @@
-"""--dataset array: any array comes back in its own shape, type and units; a bad one is an error of one line."""
+"""Arrays in files: read where they are looked at, scaled by their range; a bad one is an error of one line."""
 
 import numpy as np
 import pytest
-import scipy.spatial
 import torch
-from conftest import load
+from helpers import load, numbers
 
-import datasets
-from datasets import UsageError, restore
+from datasets import restore
+from tiny_diffusion.messages import UsageError
 
 SMALL = ["--epochs", 1, "--num_timesteps", 10, "--sampling_steps", 3, "--num_samples", 7, "--hidden_size", 16]
-
-
-def numbers(shape, dtype, low=0, high=255):
-    """Random numbers that reach both ends."""
-    values = np.random.default_rng(0).uniform(low, high, shape).astype(dtype)
-    values.flat[0], values.flat[-1] = low, high
-    return values
-
-
-@pytest.mark.parametrize(
-    "items, interval",
-    [
-        (numbers((30, 9, 14), np.uint8), (0, 255)),
-        (numbers((30, 9, 14, 1), np.uint16, 200, 4095), (200, 4095)),
-        (numbers((30, 24, 40, 4), np.float32, -3, 400), (-3, 400)),
-        (numbers((30, 8, 8, 2), np.float64, 1e9, 1e9 + 1), (1e9, 1e9 + 1)),
-        (numbers((30, 8, 8), np.float16, 0, 1), (0, 1)),
-        (numbers((30, 8, 8), ">f4", 0, 1), (0, 1)),
-    ],
-    ids=lambda value: str(getattr(value, "dtype", "")),
-)
-def test_images_come_back_in_their_own_shape_type_and_units(items, interval, tmp_path, capsys):
-    np.save(tmp_path / "x.npy", items)
-    data = load("array", tmp_path / "x.npy")
-    x, _, _ = next(data.batches(27, 0, 1, "cpu"))
-    assert x.dtype == torch.float32 and x.shape == (27, *(items.shape[1:] + (1,))[2:3], *items.shape[1:3])
-    order = np.random.default_rng((0, 1)).permutation(data.train)
-    for one in (data, restore(data.facts)):
-        back = one.decode(x)
-        assert back.dtype == items.dtype.newbyteorder("=") and back.shape == (27, *items.shape[1:])
-        np.testing.assert_allclose(back, items[order], atol=1e-6 * (interval[1] - interval[0]))
-    assert data.decode(torch.full((1, *data.shape), 9.0)).max() == interval[1], "clipped to the range"
-    assert np.ptp(data.render(x)) == 255 and str(len(items)) in capsys.readouterr().out
 
 
 def test_each_channel_of_floats_is_scaled_by_its_own_range_and_one_that_never_changes_comes_back(tmp_path):
@@ -53,7 +19,7 @@ def test_each_channel_of_floats_is_scaled_by_its_own_range_and_one_that_never_ch
     assert x[:, :2].amin((0, 2, 3)).tolist() == pytest.approx([-1, -1], abs=0.02)
     assert x[:, :2].amax((0, 2, 3)).tolist() == pytest.approx([1, 1], abs=0.02) and not x[:, 2].any()
     order = np.random.default_rng((0, 1)).permutation(data.train)
-    for one in (data, restore(data.facts)):
+    for one in (data, restore(data.facts.model_dump())):
         np.testing.assert_allclose(one.decode(x), items[order], rtol=1e-5, atol=1e-3)
         assert (one.decode(torch.full((1, *data.shape), 9.0))[..., 2] == 7).all()
     tones = data.tones(x)
@@ -62,64 +28,12 @@ def test_each_channel_of_floats_is_scaled_by_its_own_range_and_one_that_never_ch
         load("array", tmp_path / "x.npy", range=[0, 5])
 
 
-def test_integers_have_bits_per_dim_in_levels_of_their_own_and_floats_have_none(tmp_path):
-    for dtype, width in ((np.uint8, 2 / 255), (np.uint16, 2 / 4095), (np.float32, None)):
-        np.save(tmp_path / "x.npy", numbers((20, 8, 8), dtype, 0, 255 if dtype == np.uint8 else 4095))
-        assert load("array", tmp_path / "x.npy").bin_width == (width and pytest.approx(width))
-
-
-def test_a_range_scales_the_values_and_holds_them_all(tmp_path):
-    np.save(tmp_path / "x.npy", numbers((20, 8, 8), np.float32, -1, 2))
-    data = load("array", tmp_path / "x.npy", range=[-5, 5])
-    assert next(data.batches(18, 0, 1, "cpu"))[0].abs().max() <= 0.4 and data.interval == (-1, 1)
-    with pytest.raises(UsageError, match=r"--range 0 5: the values are from -1 to 2"):
-        load("array", tmp_path / "x.npy", range=[0, 5])
-
-
-@pytest.mark.parametrize("labels", [["cat", "dog"], [3, 7]])
-def test_y_names_the_classes(labels, tmp_path):
-    x = numbers((20, 8, 8, 3), np.uint8)
-    np.savez(tmp_path / "xy.npz", x=x, y=np.array(labels * 10))
-    data = load("array", tmp_path / "xy.npz")
-    assert data.classes == [str(label) for label in labels] and data.labels.tolist() == [0, 1] * 10
-
-
-@pytest.mark.parametrize("dimensions", [1, 2, 3, 5])
-def test_points_of_any_dimension_come_back_are_drawn_and_scored(dimensions, tmp_path):
-    scales = 10.0 ** np.arange(dimensions)
-    items = np.random.default_rng(0).normal(size=(3000, dimensions)) * scales
-    np.save(tmp_path / "x.npy", items)
-    data = load("points", tmp_path / "x.npy")
-    x, _, _ = next(data.batches(2700, 0, 1, "cpu"))
-    np.testing.assert_allclose(x.std(0, correction=0), 1, atol=1e-5)
-    order = np.random.default_rng((0, 1)).permutation(data.train)
-    for one in (data, restore(data.facts)):
-        assert one.decode(x).dtype == np.float64
-        np.testing.assert_allclose(one.decode(x), items[order], atol=1e-5 * scales[-1])
-    panels = {1: 1, 2: 1, 3: 3, 5: 3}[dimensions]
-    picture = data.render(x)
-    assert picture.shape == (400, 400 * panels, 3) and picture.min() < 200
-    good, wide = (
-        data.score(factor * torch.from_numpy(np.random.default_rng(1).normal(size=(150, dimensions))))
-        for factor in (1, 2)
-    )
-    assert good["sliced_wasserstein_ratio"] < 2.5 < wide["sliced_wasserstein_ratio"]
-
-
-def test_the_sliced_wasserstein_distance_of_shifted_points_in_space_is_the_closed_form():
-    x = np.random.default_rng(0).normal(size=(300, 3))
-    shifted = datasets.sliced_wasserstein(x, x + [1, 2, 2], directions=4000)
-    assert shifted == pytest.approx(3 / 3**0.5, rel=0.03)  # E over directions of (3 cos)^2 is 9 / 3
-    every = scipy.spatial.distance.cdist(x, x + 1).min(1).mean()
-    assert datasets.nearest_distance(x, x + 1) == pytest.approx(every)
-
-
 def test_a_large_array_is_read_where_it_is_looked_at(tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", numbers((40, 8, 8), np.uint16, 0, 9999))
     data = load("array", tmp_path / "x.npy")
     assert isinstance(data.items, np.memmap)
     resident = next(data.batches(36, 0, 1, "cpu"))[0]
-    monkeypatch.setattr(datasets, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr("tiny_diffusion.data.RESIDENT_BYTES", 0)
     assert torch.equal(next(data.batches(36, 0, 1, "cpu"))[0], resident)
 
 

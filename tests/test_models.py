@@ -1,13 +1,13 @@
-"""The denoisers: shapes, what they depend on, and that they begin where they should."""
+"""The denoisers: shapes, what they depend on, and that they begin where they should; their optimizers."""
 
 import itertools
 
 import numpy as np
 import pytest
 import torch
+from helpers import HOURS, LENGTH, load, rnn, row
 
 from models import MLP, Attention, Muon, UNet, optimizers, orthogonal
-from positional_embeddings import EMBEDDINGS, embedding
 
 EMBEDDING = {"embedding_size": 128, "time_embedding": "sinusoidal"}
 
@@ -27,20 +27,6 @@ def wake(model):
         if parameter.abs().sum() == 0:
             torch.nn.init.normal_(parameter, std=0.1)
     return model
-
-
-@pytest.mark.parametrize("kind", EMBEDDINGS)
-def test_embeddings_append_an_axis_of_the_size_they_tell(kind):
-    embed = embedding(kind, 32, scale=1000)
-    assert embed(torch.rand(5, 3)).shape == (5, 3, embed.size)
-
-
-def test_sinusoidal_embedding_is_the_transformer_s():
-    """At t in steps: sin and cos of t / 10000^(i / (half - 1)) (Vaswani et al. 2017, in the order of DDPM's code)."""
-    t, half = 123, 16
-    angles = t * 10000.0 ** (-np.arange(half) / (half - 1))
-    ours = embedding("sinusoidal", 32, scale=1000)(torch.tensor([t / 1000]))
-    np.testing.assert_allclose(ours[0], np.concatenate([np.sin(angles), np.cos(angles)]), atol=1e-4)
 
 
 @pytest.mark.parametrize("time_embedding", ["sinusoidal", "fourier", "learnable", "linear", "zero"])
@@ -174,3 +160,74 @@ def test_muon_gets_the_inner_matrices_and_adamw_every_other_weight():
     assert {name.split(".")[0] for name in inner} == {"down", "shrink", "middle", "attention", "grow", "up"}
     assert all(name.endswith("weight") and "norm" not in name for name in inner)
     assert {"stem.weight", "head.weight", "embed_class.weight", "embed_time.1.weight"} <= set(outer)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("difference", [0, 1, 24])
+def test_a_step_is_denoised_knowing_the_past_and_nothing_else(gluonts_folder, difference):
+    data = load("series", gluonts_folder, difference=difference)
+    model = rnn(data)
+    assert model.lags == [1, 24, 168] and model.level_lags == ([168] if difference == 24 else [])
+    start, step = 250, 2  # of the forecast; the context comes before
+    (x_0, past, _), *_ = data.read([row(data, start)], "cpu")
+    values = data.items[0].values.copy()
+    values[start + data.context_length + step :] += 1
+    data.items = [data.items[0]._replace(values=values)]
+    del data.table
+    (changed, future, _), *_ = data.read([row(data, start)], "cpu")
+    t = torch.full((1, LENGTH), 5)
+    before, after = (model(x_0, t, cond) for cond in (past, future))
+    torch.testing.assert_close(before[:, : step + 1], after[:, : step + 1])
+    assert not torch.allclose(before[:, step + 1], after[:, step + 1]) and not torch.allclose(x_0, changed)
+
+
+@pytest.mark.parametrize("difference", [0, 1, 24])
+def test_the_first_inputs_are_the_changes_of_the_step_before(gluonts_folder, difference):
+    data = load("series", gluonts_folder, difference=difference, scaling="standard")
+    model, (x_0, past, _) = rnn(data), next(data.read([row(data, 250)], "cpu"))
+    seen = []
+    model.encoder.register_forward_hook(lambda module, arguments, output: seen.append(arguments[0]))
+    model(x_0, torch.full((1, LENGTH), 5), past)
+    torch.testing.assert_close(seen[0][0, data.context_length + 1 :, :3], x_0[0, :-1], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("difference", [0, 1, 24])
+def test_forecasting_reads_what_training_reads_and_goes_on_from_what_it_drew(gluonts_folder, difference):
+    """With the truth in place of what is drawn, the network reads the same step by step as at once."""
+    data = load("series", gluonts_folder, difference=difference, scaling="standard")
+    model, (x_0, _, _) = rnn(data), next(data.held_out(3, 3, "cpu"))
+    steps, conds = iter(x_0.split(1, dim=1)), []
+
+    def reverse(denoiser, shape, cond):
+        assert denoiser is model.denoiser and shape == (1, 3)
+        conds.append(cond)
+        return next(steps)
+
+    torch.testing.assert_close(model.sample(reverse, data.condition(range(3), None, "cpu")), x_0)
+    begins, truth = [begin for group in data.items for begin in group.begins], data.windows.truth
+    data.items = [data.items[-1]._replace(train_end=HOURS)]
+    (x_again, past, _), *_ = data.read([row(data, *(begin - data.context_length for begin in begins))], "cpu")
+    torch.testing.assert_close(x_again, x_0, rtol=1e-3, atol=1e-4)
+    t = torch.randint(1, 11, (3, LENGTH))
+    by_step = model.denoiser(x_0, t, torch.cat(conds, 1))
+    torch.testing.assert_close(by_step, model(x_0, t, past), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(data.decode(x_0), truth, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_each_path_continues_its_own_window(gluonts_folder):
+    """Several paths of each window, with the same draws, are the paths of the windows one by one."""
+    data = load("series", gluonts_folder, difference=24)
+    model, draws = rnn(data), torch.randn(LENGTH, 1, 1, 3)
+
+    def paths(samples):
+        steps = iter(draws)
+        return model.sample(
+            lambda denoiser, shape, cond: next(steps) + cond[..., :3], data.condition(samples, None, "cpu")
+        )
+
+    whole = paths(range(7))
+    for i in range(7):
+        torch.testing.assert_close(paths(range(i, i + 1))[0], whole[i], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(whole[6], whole[0])

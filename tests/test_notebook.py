@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 from nbclient import NotebookClient
 
 TINY = """
@@ -23,7 +23,7 @@ ROWS = 1
 @pytest.fixture
 def notebook(tmp_path):
     """The notebook in a folder of its own, with a cell that makes it small."""
-    for path in [*ROOT.glob("*.py"), ROOT / "static"]:
+    for path in [*ROOT.glob("*.py"), ROOT / "static", ROOT / "tiny_diffusion"]:
         (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
     notebook = nbformat.read(ROOT / "ablations.ipynb", 4)
     (settings,) = (i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))

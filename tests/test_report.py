@@ -2,15 +2,12 @@
 
 import json
 import re
-import shlex
 import shutil
 import subprocess
 
 import numpy as np
 import pytest
 import soundfile
-
-import ddpm
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 PROBE = """<script>addEventListener("load", () => setTimeout(() => {
@@ -33,23 +30,6 @@ PROBE = """<script>addEventListener("load", () => setTimeout(() => {
   document.title = "seen" + JSON.stringify(seen);
   }, 1000);
 }, 500))</script>"""
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "",
-        "--dataset mnist --sampler ddpm --sampling_steps 30",
-        "--dataset pets --channel_multipliers 1 2 --num_timesteps 20 --label 'a b' --guidance 1 --compile",
-        "--sampler ddim --seed 3 --experiment_name it --num_samples 10",
-    ],
-)
-def test_the_command_on_a_report_is_the_one_that_was_given(flags):
-    config = ddpm.resolve(ddpm.parse_arguments(shlex.split(flags)))
-    command = shlex.split(ddpm.command_line(config.given))
-    assert command[:2] == ["python", "ddpm.py"]
-    assert ddpm.resolve(ddpm.parse_arguments(command[2:])) == config
-    assert len(command) == 2 + len(shlex.split(flags)), "defaults are left out"
 
 
 def test_the_command_on_a_report_grows_with_each_resumption(ddpm_command, tmp_path):

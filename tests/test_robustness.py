@@ -1,8 +1,8 @@
 """What a person can type, hold or pull out: nothing is lost, nothing is left behind, and one line says what to do."""
 
-import errno
 import itertools
 import json
+import math
 import os
 import shlex
 import shutil
@@ -10,19 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from benchmarks import fuzz, kills
-from conftest import load
-from PIL import Image
+from helpers import files, interrupt, no_space, refused, write_images
 from test_command_line import POINTS
-from test_datasets import write_images
 
-import datasets
 import ddpm
-from datasets import BANDS, FRAMES, UsageError
+from tiny_diffusion.files import owned
+from tiny_diffusion.messages import UsageError
 
 NAME = ["--experiment_name", "a"]
 
@@ -39,7 +35,7 @@ def trained(tmp_path_factory):
 
 def draw_nothing(patch):
     """What takes longest in a small run is its end."""
-    patch.setattr(ddpm, "write_samples", lambda *_: {})
+    patch.setattr(ddpm, "write_samples", lambda *_: ({}, []))
     patch.setattr(ddpm, "write_training", lambda *_: None)
     patch.setattr(ddpm, "write_report", lambda *_: None)
 
@@ -57,74 +53,8 @@ def experiment(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "exps" / "a")
 
 
-def files(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def weights(checkpoint):
     return torch.load(checkpoint, weights_only=True)["model"]
-
-
-def refused(done, *told):
-    """Exit code 2 and one line that says all of `told`."""
-    assert done.returncode == 2, done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert all(word in done.stderr for word in told), done.stderr
-
-
-WORDS = {
-    "absolute": "/elsewhere/a",
-    "up": "../../../a",
-    "long": "日" * 85,
-    "undecodable": "\udcff",
-    "none": "",
-    "dots": "..",
-}
-
-
-@pytest.mark.parametrize("word", WORDS.values(), ids=WORDS)
-def test_names_of_classes_never_become_paths(word, tmp_path):
-    facts = {"name": "sounds", "shape": [1, BANDS, FRAMES], "classes": [word, "b"], "mean": 100.0, "std": 50.0}
-    folder = tmp_path / "some" / "folder"
-    folder.mkdir(parents=True)
-    datasets.restore(facts).save(torch.zeros(2, 1, BANDS, FRAMES), folder)
-    assert len(list((folder / "audio").glob("*.wav"))) == 2
-    assert all(path.startswith("some/folder/") for path in files(tmp_path))
-
-
-@pytest.mark.parametrize("damage", ["empty", "halved", "absent", "longer", "text", "left behind"])
-def test_a_damaged_cache_is_made_anew_with_one_line(damage, tmp_path, capsys):
-    write_images(tmp_path, 5)
-    items = np.array(load("folder", tmp_path, image_size=8).items)
-    (target,) = tmp_path.glob(".cache/*")
-    whole = target.read_bytes()
-    content = {"empty": b"", "halved": whole[: len(whole) // 2], "longer": whole + b"1", "text": b"n" * len(whole)}
-    if damage in ("absent", "left behind"):
-        target.unlink()
-        (target.parent / "images-of-another-time.raw.part").write_bytes(b"half")
-    else:
-        target.write_bytes(content[damage])
-    assert np.array_equal(load("folder", tmp_path, image_size=8).items, items)
-    assert capsys.readouterr().out.count("is not whole: decoding again") == (damage in content)
-    assert files(target.parent) == {target.name: whole}
-
-
-def test_decoding_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    write_images(tmp_path, 3)
-    before = files(tmp_path)
-    (tmp_path / "000.png").write_bytes(b"")
-    (tmp_path / "001.png").write_bytes(b"not a picture")
-    with pytest.raises(UsageError, match="fewer than 2 readable images"):
-        load("folder", tmp_path, image_size=8)
-    monkeypatch.setattr(datasets.os, "fsync", no_space)
-    write_images(tmp_path, 3)
-    with pytest.raises(UsageError, match=r"images-.*0\.0 MB could not be written \(No space left"):
-        load("folder", tmp_path, image_size=8)
-    assert files(tmp_path) == before and not (tmp_path / ".cache").exists()
-
-
-def no_space(*_):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_the_checkpoint_alone_is_enough_to_resume(experiment, train_command):
@@ -139,7 +69,7 @@ def test_the_checkpoint_alone_is_enough_to_resume(experiment, train_command):
 
 @pytest.mark.parametrize("flags", [POINTS, [*POINTS, "--overwrite"], ["--resume"]], ids=["new", "overwrite", "resume"])
 def test_a_second_process_is_refused_while_the_first_is_at_work(flags, experiment, train_command):
-    with datasets.owned(experiment):
+    with owned(experiment):
         before = files(experiment)
         refused(train_command(*flags, *NAME), "exps/a", "another process")
         assert files(experiment) == before
@@ -150,7 +80,7 @@ def test_an_experiment_is_replaced_when_the_new_one_has_its_first_checkpoint(exp
     (experiment / "of_the_first.txt").write_text("")
     before = files(experiment)
     with monkeypatch.context() as patch:
-        patch.setattr(datasets.os, "fsync", no_space)
+        patch.setattr("tiny_diffusion.files.os.fsync", no_space)
         refused(train_command(*POINTS, *NAME, "--overwrite"), "checkpoint.pt", " MB could not be written", "--resume")
     assert files(experiment) == before
     monkeypatch.setattr(ddpm, "train", interrupt)
@@ -158,14 +88,10 @@ def test_an_experiment_is_replaced_when_the_new_one_has_its_first_checkpoint(exp
     assert set(files(experiment)) == {"checkpoint.pt", "config.json"}
 
 
-def interrupt(*_):
-    raise KeyboardInterrupt(15)
-
-
 def test_a_full_disk_costs_no_checkpoint(experiment, train_command, monkeypatch):
     before = files(experiment)
     with monkeypatch.context() as patch:
-        patch.setattr(datasets.os, "fsync", no_space)
+        patch.setattr("tiny_diffusion.files.os.fsync", no_space)
         refused(train_command("--resume", *NAME, "--epochs", 3), "MB could not be written (No space left", "--resume")
     assert files(experiment) == before
     assert train_command("--resume", *NAME, "--epochs", 3).returncode == 0
@@ -202,23 +128,14 @@ def interrupt_at(step, number, run):
 
 def test_interrupted_decoding_leaves_nothing_and_promises_nothing(train_command, tmp_path, monkeypatch):
     write_images(tmp_path / "mine", 3)
-    monkeypatch.setattr(datasets, "decode_image", interrupt)
+    monkeypatch.setattr("tiny_diffusion.images.decode_image", interrupt)
     done = train_command("--dataset", "folder", "--data_dir", "mine")
     assert (done.returncode, done.stderr) == (143, "stopped\n")
     assert {path.split("/")[0] for path in files(tmp_path)} == {"mine"} and not (tmp_path / "mine" / ".cache").exists()
 
 
-@pytest.mark.parametrize("save_every", [1, 3])
-def test_kept_checkpoints_are_bounded_and_evenly_spread(save_every):
-    for epoch in range(1, 500):
-        apart = ddpm.spacing(save_every, epoch)
-        kept = [other for other in range(1, epoch + 1) if other % apart == 0]
-        assert len(kept) <= ddpm.GIF_FRAMES and apart % save_every == 0
-        assert len(kept) >= min(epoch // save_every, ddpm.GIF_FRAMES // 2)
-
-
 def test_kept_checkpoints_of_a_long_run_are_thinned_out(train_command, experiment, monkeypatch):
-    monkeypatch.setattr(ddpm, "GIF_FRAMES", 4)
+    monkeypatch.setattr("tiny_diffusion.checkpoints.GIF_FRAMES", 4)
     assert train_command("--resume", *NAME, "--epochs", 11, "--save_every", 1).returncode == 0
     assert sorted(path.name for path in (experiment / "checkpoints").iterdir()) == [
         f"epoch_{epoch:04d}.pt" for epoch in (4, 8, 11)
@@ -295,29 +212,6 @@ def test_an_obstacle_at_exps_is_named_before_the_training(obstacle, train_comman
     refused(train_command(*POINTS), "exps")
 
 
-def test_sounds_of_any_rate_are_read_in_little_time_and_memory(tmp_path):
-    for rate in (44099, 11127, 999_983):
-        tone = np.sin(2 * np.pi * 440 * np.arange(3 * rate) / rate)
-        soundfile.write(tmp_path / f"{rate}.wav", tone, rate)
-    soundfile.write(tmp_path / "16000.wav", np.sin(2 * np.pi * 440 * np.arange(48000) / 16000), 16000)
-    reference = datasets.decode_clip(tmp_path / "16000.wav").astype(int)
-    for rate in (44099, 11127, 999_983):
-        found = datasets.decode_clip(tmp_path / f"{rate}.wav")
-        loud = reference > reference.max() - 60  # 19 dB
-        assert np.abs(found - reference)[loud].max() <= 6  # 2 dB
-
-
-def test_images_with_broken_exif_keep_their_pixels(tmp_path):
-    picture, exif = Image.new("RGB", (8, 8), "red"), Image.Exif()
-    exif[0x0112] = 3
-    picture.save(tmp_path / "a.jpg", exif=exif)
-    content = (tmp_path / "a.jpg").read_bytes()
-    broken = content.replace(b"\x01\x12\x00\x03", b"\x01\x12\xff\xff").replace(b"MM\x00*", b"MM\xff\xff")
-    assert broken != content
-    (tmp_path / "a.jpg").write_bytes(broken)
-    assert (datasets.decode_image(tmp_path / "a.jpg", (4, 4))[..., 0] > 200).all()
-
-
 def test_names_that_are_not_utf_8_are_classes_but_no_experiments(train_command, tmp_path):
     for name in ("a\udcff", "b"):
         write_images(tmp_path / "mine" / name, 4)
@@ -344,6 +238,37 @@ def test_settings_are_read_from_a_checkpoint_as_they_were_given(flags):
         assert ddpm.checked(settings) == {
             flag: value for flag, value in known.items() if value is not None and value is not False
         }
+
+
+WRONG = {
+    "dataset": 3,
+    "num_timesteps": "10",
+    "sampling_steps": 0,
+    "hidden_size": 16.5,
+    "hidden_layers": True,
+    "eval_batch_size": [7],
+    "sampler": "euler",
+    "prediction_type": ["v"],
+    "time_power": math.nan,
+    "learning_rate": math.inf,
+    "ema_decay": 1.5,
+    "seed": 2**64,
+    "guidance": "strong",
+    "device": 7,
+    "compile": 1,
+}
+
+
+@pytest.mark.parametrize("flag", WRONG)
+@pytest.mark.parametrize("given", [False, True])
+def test_a_setting_of_a_wrong_kind_in_a_checkpoint_is_refused_in_one_line(flag, given, experiment, train_command):
+    state = torch.load(experiment / "checkpoint.pt", weights_only=True)
+    (state["config"]["given"] if given else state["config"])[flag] = WRONG[flag]
+    torch.save(state, experiment / "checkpoint.pt")
+    before = files(experiment)
+    refused(train_command("--sample", "exps/a/checkpoint.pt"), "exps/a/checkpoint.pt: not a checkpoint")
+    refused(train_command("--resume", *NAME, "--epochs", 3), "exps/a/checkpoint.pt: not a checkpoint")
+    assert files(experiment) == before
 
 
 ONCE_ESCAPED = {"checkpoint": [1930, 4994]}

@@ -1,7 +1,6 @@
-"""Training: what a step does, exact resumption, several processes, and the figures computed after it."""
+"""Training: what a step does, exact resumption, several processes, and what is drawn after it."""
 
 import itertools
-import math
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,27 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from test_series import waves, write_csv
+from helpers import ROOT, begin, train_epochs, waves, write_csv
 
 import ddpm
 from ddpm import NoiseScheduler
+from tiny_diffusion.messages import UsageError
 
 DIGITS = ["--dataset", "digits", "--num_timesteps", "50", "--hidden_size", "16", "--num_samples", "20"]
 SERIES = ["--dataset", "series", "--prediction_length", "6", "--num_timesteps", "10", "--hidden_size", "8"]
 SERIES += ["--sampling_steps", "3", "--num_samples", "5", "--train_batch_size", "32"]
-
-
-def begin(**flags):
-    config = ddpm.resolve(flags)
-    return ddpm.Run(ddpm.new_model(config, ddpm.load(config), "cpu"))
-
-
-def train_epochs(run, number, batch_size):
-    with ddpm.progress_bar("", 1, "") as bar:
-        for _ in range(number):
-            run.history.append(ddpm.train_epoch(run, batch_size, bar))
-    return [row["loss"] for row in run.history]
 
 
 @pytest.mark.parametrize("beta_schedule", ["linear", "quadratic", "cosine", "sigmoid"])
@@ -199,46 +186,6 @@ def test_a_weight_counts_values_in_the_loss():
     assert loss.item() == pytest.approx(4) and shapes == [(4, 5)]
 
 
-def test_bits_per_dim_of_the_best_denoiser_is_the_closed_form():
-    """Gaussian data N(0, v): E[(x_0 - E[x_0 | x_t])^2] = v (1 - a) / (a v + 1 - a), with which eq. 5 can be summed."""
-    scheduler, variance = NoiseScheduler(100, "cosine", "sample"), 0.1
-    x_0, noise = torch.randn(2, 200_000, dtype=torch.float64)
-    x_0 *= variance**0.5
-    scheduler.interval = (-100.0, 100.0)
-    a = scheduler.alphas_cumprod
-    total = ddpm.prior_term(scheduler, x_0).mean().item()
-    expected = 0.5 * (a[-1] * variance - a[-1] - math.log1p(-a[-1]))
-    assert total == pytest.approx(expected, abs=1e-4)
-    for t in (2, 10, 50, 100):
-        x_t = scheduler.add_noise(x_0, noise, t)
-        best = a[t] ** 0.5 * variance / (a[t] * variance + 1 - a[t]) * x_t
-        error = variance * (1 - a[t]) / (a[t] * variance + 1 - a[t])
-        expected = (scheduler.snr(t - 1) - scheduler.snr(t)) / 2 * error
-        terms = ddpm.bound_terms(scheduler, x_0, best, torch.full((200_000,), t), bin_width=0.01)
-        assert terms.mean().item() == pytest.approx(expected, rel=0.02)
-
-
-def test_the_decoder_s_bins_sum_to_one_and_its_tails_are_finite():
-    scheduler = NoiseScheduler(1000, "linear", "sample", (-1.0, 1.0))
-    levels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
-    t = torch.ones(256, dtype=torch.int64)
-    for centre in (-1.0, 0.3, 1.0):
-        terms = ddpm.bound_terms(scheduler, levels, torch.full((256,), centre), t, bin_width=2 / 255)
-        assert torch.exp(-terms).sum().item() == pytest.approx(1, abs=1e-6)
-        assert terms.isfinite().all()
-
-
-def test_bits_per_dim_needs_no_more_than_8_bits_for_a_denoiser_that_knows_the_data(monkeypatch):
-    """For data that is always the same, the perfect denoiser pays for the decoder's width alone."""
-    model = begin(dataset="digits", prediction_type="sample").model
-    model.data.items = model.data.items * 0 + 128
-    model.denoiser = lambda x_t, t, cond: torch.full_like(x_t, 128 / 127.5 - 1)
-    figures = ddpm.bits_per_dim(model, 400)
-    half_bin, sigma = 1 / 255, model.scheduler.betas[1] ** 0.5
-    decoder = -math.log2(math.erf(half_bin / sigma / 2**0.5))
-    assert figures["bits_per_dim"] == pytest.approx(decoder, abs=5 * figures["bits_per_dim_standard_error"] + 1e-3)
-
-
 @pytest.mark.parametrize("flags", [{"sampler": "ddpm"}, {"sampler": "ddim", "eta": 0.5}, {"eta": 0.0}, {"eta": 1.0}])
 def test_samples_are_the_same_in_batches_of_any_size(flags):
     model = begin(dataset="digits", sampling_steps=10, **flags).average
@@ -265,18 +212,20 @@ def test_a_model_from_a_checkpoint_draws_what_the_run_drew(ddpm_command):
     changed = ddpm.load_model("exps/digits_base/checkpoint.pt", label=3, guidance=1)
     assert (changed.config.label, changed.config.guidance, model.config.guidance) == (3, 1, 2)
     assert not torch.equal(ddpm.sample(changed, 20)[0], ddpm.sample(model, 20)[0])
-    with pytest.raises(ddpm.UsageError, match="--lable"):
+    with pytest.raises(UsageError, match="--lable"):
         ddpm.load_model("exps/digits_base/checkpoint.pt", lable=3)
 
 
 def test_a_checkpoint_is_written_when_the_last_is_ten_seconds_old(ddpm_command, monkeypatch):
     clock, written, save = itertools.count(0, 1.0), [], ddpm.save
     monkeypatch.setattr(ddpm.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(
-        ddpm,
-        "save",
-        lambda state, path: written.append((path.name, len(state.get("history", ())))) or save(state, path),
-    )
+
+    def noted(state, path):
+        written.append((path.name, len(state.get("history", ()))))
+        save(state, path)
+
+    for module in ("ddpm", "tiny_diffusion.checkpoints"):
+        monkeypatch.setattr(f"{module}.save", noted)
     points = ["--dataset", "moons", "--num_timesteps", 10, "--hidden_size", 8, "--num_samples", 100]
     assert ddpm_command(*points, "--train_batch_size", 8000, "--epochs", 12, "--save_every", 50).returncode == 0
     epochs = [epoch for name, epoch in written if name == "checkpoint.pt"]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import ddpm
+from datasets import restore
+from tiny_diffusion.messages import UsageError
 
 LARGEST = 2.5e6  # bytes: as many as the UNet of sound takes
 
@@ -23,9 +25,10 @@ def export(source: Path, target: Path) -> None:
     average = {name: weight.half() for name, weight in saved["average"].items()}
     size = sum(weight.nbytes for weight in average.values())
     if size > LARGEST:
-        raise ddpm.UsageError(f"{source}: {size / 1e6:.1f} MB in half precision; train a smaller model")
+        raise UsageError(f"{source}: {size / 1e6:.1f} MB in half precision; train a smaller model")
     target.parent.mkdir(parents=True, exist_ok=True)
-    ddpm.save({"config": config, "data": saved["data"], "average": average}, target)
+    facts = restore(saved["data"]).facts.model_dump()  # of older checkpoints in the form of today
+    ddpm.save({"config": config, "data": facts, "average": average}, target)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from statsforecast.models import MSTL, AutoETS, SeasonalNaive
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import ddpm
-from datasets import QUANTILES, allow_old_frequencies, quantiles
+from tiny_diffusion.forecasts import QUANTILES, quantiles
 
 PATHS = 100
 READ = 3000  # steps of a series at most that statsforecast's models learn from, which take time in proportion
@@ -205,7 +205,6 @@ def main():
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    allow_old_frequencies()
     for name in arguments.names:
         task = read(arguments.data_dir / "gluonts" / name, arguments.windows)
         items = list(dict.fromkeys(entry["item_id"] for entry in task.train))

@@ -27,6 +27,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import datasets
 import ddpm
+from tiny_diffusion.machine import progress_bar
+from tiny_diffusion.messages import UsageError
 
 IMAGES = ["png", "jpg", "gif", "bmp", "webp", "tiff", "ppm", "tga", "ico", "jp2", "pcx", "sgi", "dds", "avif"]
 SOUNDS = ["wav", "flac", "ogg", "mp3", "aiff"]
@@ -60,7 +62,7 @@ def prepare() -> dict:
     for dataset, flags in CHECKPOINTS.items():
         config = ddpm.resolve({"dataset": dataset, "num_timesteps": 10, "sampling_steps": 2, "limit": 16} | flags)
         run = ddpm.Run(ddpm.new_model(config, datasets.load(config), "cpu"))
-        with ddpm.progress_bar("", 1, "") as bar:
+        with progress_bar("", 1, "") as bar:
             run.history.append(ddpm.train_epoch(run, 16, bar))
         kinds["checkpoint"].append(("pt", run.state_dict() | {"samples": torch.zeros(2, *run.model.data.shape)}))
     return kinds
@@ -132,11 +134,11 @@ def use(kind: str, path: Path) -> None:
         saved = ddpm.load_checkpoint(path)
         config = ddpm.resolve({"epochs": 2}, saved["config"])
         data = datasets.load(config)
-        if data.facts != saved["data"]:
-            raise datasets.UsageError("not the data")
+        if not data.facts.equal(datasets.restore(saved["data"]).facts):
+            raise UsageError("not the data")
         run = ddpm.Run(ddpm.new_model(config, data, "cpu", saved))
         run.load_state_dict(saved)
-        with ddpm.progress_bar("", 1, "") as bar:
+        with progress_bar("", 1, "") as bar:
             ddpm.train_epoch(run, 16, bar)
     else:
         flags = {"image": {"dataset": "folder", "image_size": 8}, "sound": {"dataset": "sounds"}}
@@ -155,7 +157,7 @@ def escaped(kind: str, number: int, kinds: dict, folder: Path) -> str | None:
             (folder / f"whole_{i}.{suffix}").write_bytes(content)
     try:
         use(kind, path)
-    except datasets.UsageError as error:
+    except UsageError as error:
         return None if len(str(error)) < 1000 else f"says too much: {error}"
     except BaseException:
         return traceback.format_exc()

@@ -22,6 +22,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import datasets
 import ddpm
+from tiny_diffusion.images import frechet_distances
 
 FEATURES = 64
 
@@ -108,7 +109,7 @@ def main():
         asked = np.arange(len(samples)) % 10 if arguments.label is None else np.full(len(samples), arguments.label)
         judged[str(folder)] = samples, asked
     for name, (samples, asked) in judged.items():
-        distance, floor = datasets.frechet_distances(reference, [samples, others[: len(samples)]], feature=judge)
+        distance, floor = frechet_distances(reference, [samples, others[: len(samples)]], feature=judge)
         probabilities = judge.probabilities(samples)
         found = probabilities.argmax(1).numpy()
         shares = np.bincount(found, minlength=10) / len(found)

@@ -22,10 +22,10 @@ from torchaudio.transforms import MelSpectrogram
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-import datasets
+from tiny_diffusion import sounds
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-RATE = datasets.SAMPLE_RATE
+RATE = sounds.SAMPLE_RATE
 MEL = MelSpectrogram(
     RATE, n_fft=512, win_length=400, hop_length=160, n_mels=40, f_min=60, f_max=7600
 )  # not the model's
@@ -92,8 +92,8 @@ def understood(model: nn.Module, waves: torch.Tensor, labels: torch.Tensor) -> t
 
 def distances(waves: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Of each clip to each of the others, in dB."""
-    waves, others = (datasets.log_mel(w / w.abs().amax(1, keepdim=True).clamp(min=1e-6)) for w in (waves, others))
-    decibels = (datasets.LOUDEST - datasets.QUIETEST) / 255
+    waves, others = (sounds.log_mel(w / w.abs().amax(1, keepdim=True).clamp(min=1e-6)) for w in (waves, others))
+    decibels = (sounds.LOUDEST - sounds.QUIETEST) / 255
     return torch.cdist(waves.flatten(1).float(), others.flatten(1).float()) * decibels / waves[0].numel() ** 0.5
 
 
@@ -122,7 +122,7 @@ def main():
     }
     labels = {part: torch.tensor([WORDS.index(p.parent.name) for p in found]) for part, found in paths.items()}
     waves = {part: read(found) for part, found in paths.items()}
-    trip = datasets.vocode(np.stack([datasets.decode_clip(path) for path in paths["test"]]))
+    trip = sounds.vocode(np.stack([sounds.decode_clip(path) for path in paths["test"]]))
     waves["round trip"], labels["round trip"] = torch.from_numpy(trip), labels["test"]
     for folder in arguments.folders:
         found = sorted(folder.glob("*.wav"))

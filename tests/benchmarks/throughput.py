@@ -32,6 +32,7 @@ import handwritten_digits
 
 import datasets
 import ddpm
+from tiny_diffusion.images import Images, frechet_distances
 
 BATCH, ROUNDS, SAMPLING_STEPS = 128, 5, 20
 SAMPLES, CALLS, DRAWN = 1000, 25, 250  # judged, calls for each, drawn at once
@@ -221,7 +222,7 @@ def race(contestant, marks: list[float], asked: list[float], enough: float, dist
 
 
 def frechet_distance(reference, samples, judge) -> float:
-    (distance,) = datasets.frechet_distances(reference, [samples], feature=judge)
+    (distance,) = frechet_distances(reference, [samples], feature=judge)
     return distance
 
 
@@ -229,7 +230,8 @@ def quality(minutes: list[float], below: list[float], data_dir: str, kept: Path 
     torch.set_num_threads(1)
     data = datasets.load(ddpm.resolve({"dataset": "mnist", "data_dir": data_dir}))
     judge = handwritten_digits.trained(data, kept=kept)
-    without_classes = datasets.Images(data.name, data.shape, items=data.items, train=data.train, test=data.test)
+    facts = data.facts.model_copy(update={"classes": None})
+    without_classes = Images(facts, items=data.items, train=data.train, test=data.test)
     reference = data.items[data.test][::2]
     contestants = {
         "ours": lambda: ours(data),

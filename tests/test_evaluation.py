@@ -1,13 +1,15 @@
-"""What a run says of itself: the held-out loss, the loss by noise level, and the verdict on made-up curves."""
+"""How good a run is: bits per dimension, the held-out loss, the loss by noise level, the verdict on made-up curves."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_training import begin
+from helpers import begin
 
-import ddpm
+from ddpm import NoiseScheduler
+from tiny_diffusion import evaluation
 
 
 def history(epochs, loss, held_out, scatter=0.02, every=1):
@@ -33,7 +35,7 @@ def memorised(epoch):
 
 
 def judge(rows, kept=range(10, 1001, 10)):
-    return ddpm.verdict_on_curve(rows, "a", kept)
+    return evaluation.verdict_on_curve(rows, Path("exps/a"), kept)
 
 
 @pytest.mark.parametrize("scatter", [0, 0.02])
@@ -95,7 +97,7 @@ def figures(red, green, blue, samples=400, ratio=0.95):
     ],
 )
 def test_samples_that_are_copies_or_have_a_tint_are_told_and_others_are_not(metrics, told):
-    (text,) = [" ".join(ddpm.verdict_on_samples(metrics))]
+    (text,) = [" ".join(evaluation.verdict_on_samples(metrics))]
     assert all(word in text for word in told) and bool(text) == bool(told)
 
 
@@ -105,14 +107,14 @@ def test_losses_are_those_of_the_definition_at_evenly_spread_times_and_the_same_
     zero = torch.nn.Module()
     zero.forward = lambda x_t, t, cond: torch.zeros_like(x_t)
     model.denoiser = zero
-    times, found = ddpm.losses(model, data.held_out(64, 250, "cpu"), 250)
+    times, found = evaluation.losses(model, data.held_out(64, 250, "cpu"), 250)
     u = np.sort((times / 50) ** 0.5)  # t = T u^2, rounded up
     assert np.abs(u - (np.arange(250) + 0.5) / 250).max() < 0.15 and times.min() >= 1 and times.max() == 50
     x_0 = torch.cat([batch[0] for batch in data.held_out(64, 250, "cpu")])
     signal, sigma = (table[torch.from_numpy(times)] for table in (scheduler.signal, scheduler.sigma))
     expected = signal**2 + sigma**2 * x_0.square().mean((1, 2, 3))  # E v^2 over the noise
     assert found.mean() == pytest.approx(expected.mean().item(), rel=0.03)
-    again = ddpm.losses(model, data.held_out(64, 250, "cpu"), 250)
+    again = evaluation.losses(model, data.held_out(64, 250, "cpu"), 250)
     assert np.array_equal(found, again[1]) and np.array_equal(times, again[0])
 
 
@@ -120,9 +122,9 @@ def test_losses_are_those_of_the_definition_at_evenly_spread_times_and_the_same_
     "limit, expected", [(100, [17, 30]), (1500, list(range(2, 31, 2))), (2000, list(range(1, 31)))]
 )
 def test_the_held_out_loss_takes_six_calls_for_a_hundred_items_trained_at_most(limit, expected, monkeypatch):
-    monkeypatch.setattr(ddpm, "losses", lambda model, batches, number: (None, np.zeros(number)))
+    monkeypatch.setattr(evaluation, "losses", lambda model, batches, number: (None, np.zeros(number)))
     model = begin(dataset="digits", limit=limit, epochs=30).model
-    due = [epoch for epoch in range(1, 31) if ddpm.held_out_loss(model, epoch, limit) is not None]
+    due = [epoch for epoch in range(1, 31) if evaluation.held_out_loss(model, epoch, limit) is not None]
     assert due == expected
 
 
@@ -137,7 +139,47 @@ def test_the_loss_by_noise_level_parts_where_training_items_are_known_by_heart(t
             return items[torch.cdist(x_t.flatten(1), items.flatten(1) * signal.mean()).argmin(1)]
 
     model.denoiser = Memory()
-    means = ddpm.noise_levels(model, tmp_path, 400)
+    means = evaluation.write_noise_levels(model, tmp_path, 400)
     assert set(means) == {"loss_of_training_items", "loss_of_held_out_items"}
     assert means["loss_of_training_items"] < 0.8 * means["loss_of_held_out_items"]
     assert (tmp_path / "noise_levels.png").stat().st_size > 1000
+
+
+def test_bits_per_dim_of_the_best_denoiser_is_the_closed_form():
+    """Gaussian data N(0, v): E[(x_0 - E[x_0 | x_t])^2] = v (1 - a) / (a v + 1 - a), with which eq. 5 can be summed."""
+    scheduler, variance = NoiseScheduler(100, "cosine", "sample"), 0.1
+    x_0, noise = torch.randn(2, 200_000, dtype=torch.float64)
+    x_0 *= variance**0.5
+    scheduler.interval = (-100.0, 100.0)
+    a = scheduler.alphas_cumprod
+    total = evaluation.prior_term(scheduler, x_0).mean().item()
+    expected = 0.5 * (a[-1] * variance - a[-1] - math.log1p(-a[-1]))
+    assert total == pytest.approx(expected, abs=1e-4)
+    for t in (2, 10, 50, 100):
+        x_t = scheduler.add_noise(x_0, noise, t)
+        best = a[t] ** 0.5 * variance / (a[t] * variance + 1 - a[t]) * x_t
+        error = variance * (1 - a[t]) / (a[t] * variance + 1 - a[t])
+        expected = (scheduler.snr(t - 1) - scheduler.snr(t)) / 2 * error
+        terms = evaluation.bound_terms(scheduler, x_0, best, torch.full((200_000,), t), bin_width=0.01)
+        assert terms.mean().item() == pytest.approx(expected, rel=0.02)
+
+
+def test_the_decoder_s_bins_sum_to_one_and_its_tails_are_finite():
+    scheduler = NoiseScheduler(1000, "linear", "sample", (-1.0, 1.0))
+    levels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    t = torch.ones(256, dtype=torch.int64)
+    for centre in (-1.0, 0.3, 1.0):
+        terms = evaluation.bound_terms(scheduler, levels, torch.full((256,), centre), t, bin_width=2 / 255)
+        assert torch.exp(-terms).sum().item() == pytest.approx(1, abs=1e-6)
+        assert terms.isfinite().all()
+
+
+def test_bits_per_dim_needs_no_more_than_8_bits_for_a_denoiser_that_knows_the_data(monkeypatch):
+    """For data that is always the same, the perfect denoiser pays for the decoder's width alone."""
+    model = begin(dataset="digits", prediction_type="sample").model
+    model.data.items = model.data.items * 0 + 128
+    model.denoiser = lambda x_t, t, cond: torch.full_like(x_t, 128 / 127.5 - 1)
+    figures = evaluation.bits_per_dim(model, 400)
+    half_bin, sigma = 1 / 255, model.scheduler.betas[1] ** 0.5
+    decoder = -math.log2(math.erf(half_bin / sigma / 2**0.5))
+    assert figures["bits_per_dim"] == pytest.approx(decoder, abs=5 * figures["bits_per_dim_standard_error"] + 1e-3)

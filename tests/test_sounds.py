@@ -10,12 +10,29 @@ import scipy.optimize
 import scipy.signal
 import soundfile
 import torch
-from conftest import load
+from helpers import files, load, server
 from PIL import Image
-from test_datasets import server
 
-import datasets
-from datasets import BANDS, FRAMES, HIGHEST, HOP, LOUDEST, LOWEST, QUIETEST, SAMPLE_RATE, WINDOW, UsageError
+from datasets import restore
+from tiny_diffusion.messages import UsageError
+from tiny_diffusion.sounds import (
+    BANDS,
+    FRAMES,
+    HIGHEST,
+    HOP,
+    LOUDEST,
+    LOWEST,
+    PEAK,
+    QUIETEST,
+    SAMPLE_RATE,
+    WINDOW,
+    decode_clip,
+    in_colour,
+    labelled_tiles,
+    log_mel,
+    nonnegative_least_squares,
+    vocode,
+)
 
 DIGITS = "zero one two three four five six seven eight nine".split()  # noqa: SIM905
 SECONDS = np.arange(SAMPLE_RATE) / SAMPLE_RATE
@@ -57,14 +74,14 @@ def test_levels_are_decibels_of_mel_power_as_scipy_computes_them():
     power = np.abs(np.fft.rfft(frames * window)) ** 2
     decibels = 10 * np.log10(triangles() @ power.T + 1e-12)
     expected = ((decibels - QUIETEST) / (LOUDEST - QUIETEST) * 255).clip(0, 255)
-    levels = datasets.log_mel(torch.from_numpy(wave).float())
+    levels = log_mel(torch.from_numpy(wave).float())
     assert levels.shape == (BANDS, FRAMES)
     assert np.abs(levels.numpy() - expected).max() < 1  # a level is 0.3 dB
 
 
 def test_nonnegative_least_squares_equals_scipy_s():
     matrix, target = np.random.default_rng(0).random((8, 20)), np.random.default_rng(1).normal(size=(3, 8, 5))
-    ours = datasets.nonnegative_least_squares(*map(torch.from_numpy, (matrix, target)), steps=2000).numpy()
+    ours = nonnegative_least_squares(*map(torch.from_numpy, (matrix, target)), steps=2000).numpy()
     assert (ours >= 0).all()
     residuals = np.linalg.norm(matrix @ ours - target, axis=1)
     expected = [[scipy.optimize.nnls(matrix, column)[1] for column in columns.T] for columns in target]
@@ -75,20 +92,20 @@ def test_the_round_trip_keeps_the_spectrogram_and_makes_clean_sound():
     sounds = [chirp(300, 3000, 0.8), chirp(2000, 150, 0.6) + 0.3 * chirp(4000, 4000, 0.6)]
     waves = torch.stack([torch.from_numpy(np.pad(s, (0, SAMPLE_RATE - len(s)))).float() for s in sounds])
     waves /= waves.abs().amax(1, keepdim=True)
-    levels = datasets.log_mel(waves)
-    back = datasets.vocode(levels[..., None].numpy())
+    levels = log_mel(waves)
+    back = vocode(levels[..., None].numpy())
     assert back.shape == (2, SAMPLE_RATE) and back.dtype == np.float32
-    np.testing.assert_allclose(np.abs(back).max(1), datasets.PEAK, rtol=1e-5)
+    np.testing.assert_allclose(np.abs(back).max(1), PEAK, rtol=1e-5)
     assert np.abs(back.mean(1)).max() < 1e-6
-    again = datasets.log_mel(torch.from_numpy(back / datasets.PEAK))
+    again = log_mel(torch.from_numpy(back / PEAK))
     loud = levels > levels.amax() - 255 * 40 / (LOUDEST - QUIETEST)  # within 40 dB of the loudest
     error = (again.float() - levels.float())[loud] * ((LOUDEST - QUIETEST) / 255)  # in dB
     assert (error - error.mean()).abs().mean() < 2 and error.mean().abs() < 3
-    assert np.array_equal(back, datasets.vocode(levels[..., None].numpy()))
+    assert np.array_equal(back, vocode(levels[..., None].numpy()))
 
 
 def test_silence_stays_silent():
-    assert (datasets.vocode(np.zeros((2, BANDS, FRAMES, 1), np.uint8)) == 0).all()
+    assert (vocode(np.zeros((2, BANDS, FRAMES, 1), np.uint8)) == 0).all()
 
 
 def test_clips_become_mono_of_one_second_at_16_khz_whatever_their_level(tmp_path):
@@ -98,9 +115,7 @@ def test_clips_become_mono_of_one_second_at_16_khz_whatever_their_level(tmp_path
     high = chirp(300, 2000, 0.5, 44100)
     soundfile.write(tmp_path / "stereo.flac", np.stack([high, high], 1) / 2, 44100)
     soundfile.write(tmp_path / "long.wav", np.pad(reference, SAMPLE_RATE), SAMPLE_RATE)
-    plain, *others = (
-        datasets.decode_clip(tmp_path / name) for name in ("plain.wav", "quiet.wav", "stereo.flac", "long.wav")
-    )
+    plain, *others = (decode_clip(tmp_path / name) for name in ("plain.wav", "quiet.wav", "stereo.flac", "long.wav"))
     assert plain.shape == (BANDS, FRAMES, 1) and plain.dtype == np.uint8
     assert plain[:, :14].max() == 0 and plain[:, -14:].max() == 0 < plain[:, 32].max()  # silence on both sides
     for other in others:
@@ -116,7 +131,7 @@ def test_digits_are_the_classes_and_the_lists_decide_what_is_held_out(spoken, li
     assert sorted(data.labels[data.test]) == list(range(10))
     for i in data.test:
         clip = spoken / DIGITS[data.labels[i]] / f"a2_nohash_{data.labels[i]}.wav"
-        assert np.array_equal(data.items[i], datasets.decode_clip(clip))
+        assert np.array_equal(data.items[i], decode_clip(clip))
 
 
 def test_clips_are_standardised_by_the_training_set(spoken):
@@ -151,7 +166,7 @@ def test_unreadable_and_empty_clips_are_named_once_and_the_rest_is_cached(spoken
     said = capsys.readouterr().out
     assert "skipped 4 unreadable clips" in said
     assert all(name in said for name in ("a0_nohash_2", "a1_nohash_6", "a1_nohash_9", "a2_nohash_1"))
-    monkeypatch.setattr(datasets, "decode_clip", None)
+    monkeypatch.setattr("tiny_diffusion.sounds.decode_clip", None)
     assert np.array_equal(load("speech-commands", spoken.parents[1]).items, data.items)
     assert capsys.readouterr().out == ""
 
@@ -213,7 +228,7 @@ def test_sounds_are_anyone_s_own(spoken):
 
 
 def test_samples_are_sounds_named_by_word(spoken, tmp_path):
-    data = datasets.restore(load("speech-commands", spoken.parents[1]).facts)
+    data = restore(load("speech-commands", spoken.parents[1]).facts.model_dump())
     x = data.encode(torch.randint(0, 256, (12, BANDS, FRAMES, 1), dtype=torch.uint8))
     data.save(x, tmp_path)
     data.save(x[:2], tmp_path, "seven")
@@ -222,7 +237,7 @@ def test_samples_are_sounds_named_by_word(spoken, tmp_path):
     info = soundfile.info(tmp_path / "audio" / "seven_001.wav")
     assert (info.samplerate, info.frames, info.channels, info.subtype) == (SAMPLE_RATE, SAMPLE_RATE, 1, "PCM_16")
     wave, _ = soundfile.read(tmp_path / "audio" / "seven_001.wav", dtype="float32")
-    np.testing.assert_allclose(wave, datasets.vocode(data.decode(x[:2]))[1], atol=1e-4)
+    np.testing.assert_allclose(wave, vocode(data.decode(x[:2]))[1], atol=1e-4)
     assert np.array_equal(np.load(tmp_path / "samples.npy"), data.decode(x[:2]))
     assert Image.open(tmp_path / "samples.png").width == 2 * (2 * FRAMES + 2)
 
@@ -231,9 +246,9 @@ def test_pictures_have_low_frequencies_at_the_bottom_and_the_waveform_below():
     levels, wave = np.zeros((1, BANDS, FRAMES, 1), np.uint8), np.zeros((1, SAMPLE_RATE), np.float32)
     levels[0, 0] = 255
     wave[0, : SAMPLE_RATE // 2] = np.sin(2 * np.pi * 1000 * SECONDS[: SAMPLE_RATE // 2])
-    picture = datasets.in_colour(levels)[0].astype(int).sum(2)
+    picture = in_colour(levels)[0].astype(int).sum(2)
     assert (picture[-1] > picture[0]).all()
-    (tile,) = datasets.labelled_tiles(levels, wave, ["seven"])
+    (tile,) = labelled_tiles(levels, wave, ["seven"])
     waveform = tile[-40:, :, 0] > 100
     assert waveform[:, :60].mean() > 0.95 and waveform[:, 70:].mean() < 0.1
 
@@ -252,3 +267,35 @@ def test_a_run_speaks_and_its_checkpoint_speaks_without_the_data(spoken, tmp_pat
     assert result.returncode == 0, result.stderr
     assert len(list((run / "samples").rglob("audio/seven_*.wav"))) == 2
     assert ddpm_command("--sample", run / "checkpoint.pt", "--label", "eleven").returncode == 2
+
+
+WORDS = {
+    "absolute": "/elsewhere/a",
+    "up": "../../../a",
+    "long": "日" * 85,
+    "undecodable": "\udcff",
+    "none": "",
+    "dots": "..",
+}
+
+
+@pytest.mark.parametrize("word", WORDS.values(), ids=WORDS)
+def test_names_of_classes_never_become_paths(word, tmp_path):
+    facts = {"name": "sounds", "shape": [1, BANDS, FRAMES], "classes": [word, "b"], "mean": 100.0, "std": 50.0}
+    folder = tmp_path / "some" / "folder"
+    folder.mkdir(parents=True)
+    restore(facts).save(torch.zeros(2, 1, BANDS, FRAMES), folder)
+    assert len(list((folder / "audio").glob("*.wav"))) == 2
+    assert all(path.startswith("some/folder/") for path in files(tmp_path))
+
+
+def test_sounds_of_any_rate_are_read_in_little_time_and_memory(tmp_path):
+    for rate in (44099, 11127, 999_983):
+        tone = np.sin(2 * np.pi * 440 * np.arange(3 * rate) / rate)
+        soundfile.write(tmp_path / f"{rate}.wav", tone, rate)
+    soundfile.write(tmp_path / "16000.wav", np.sin(2 * np.pi * 440 * np.arange(48000) / 16000), 16000)
+    reference = decode_clip(tmp_path / "16000.wav").astype(int)
+    for rate in (44099, 11127, 999_983):
+        found = decode_clip(tmp_path / f"{rate}.wav")
+        loud = reference > reference.max() - 60  # 19 dB
+        assert np.abs(found - reference)[loud].max() <= 6  # 2 dB

@@ -1,0 +1,187 @@
+"""Files and folders: written whole or not at all, kept to one process, and decoded once."""
+
+import collections
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from tiny_diffusion.messages import UsageError, reading
+
+STATIC = Path(__file__).parents[1] / "static"
+LOCK = ".lock"
+
+
+def write(path: Path, produce) -> None:
+    """Write what `produce(file)` writes; `path` is whole at every moment, the old one or the new. Raises UsageError."""
+    buffer = io.BytesIO()
+    produce(buffer)
+    with replacing(path, len(buffer.getbuffer())) as file:
+        file.write(buffer.getbuffer())
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write JSON. Numbers that are not finite, which JSON does not have, become null."""
+    content = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    write(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
+
+
+@contextlib.contextmanager
+def replacing(path: Path, size: int):
+    """A file for at most `size` bytes that becomes `path` once all is written. Raises UsageError."""
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        remedy = "make room and repeat the command; a checkpoint written before is whole, for --resume"
+        raise UsageError(f"{path}: {size / 1e6:.1f} MB could not be written ({error.strerror}); {remedy}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def owned(folder: Path, wait: bool = False):
+    """Keep `folder`, made if absent, to this process; delete what another one has left half-written in it.
+
+    Where another process has it, `wait` for that, or raise UsageError.
+    """
+    lock = FileLock(folder / LOCK, timeout=-1 if wait else 0)
+    while not lock.is_locked:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except FileNotFoundError:  # its last owner has just removed the folder
+            continue
+        except Timeout as error:
+            message = f"{folder}: another process is at work on it; wait, or choose another --experiment_name"
+            raise UsageError(message) from error
+    try:
+        for partial in (*folder.glob("*.part"), *folder.glob("*/*.part")):
+            partial.unlink()
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # a folder that is not empty stays
+            (folder / LOCK).unlink()
+            folder.rmdir()
+            folder.parent.rmdir()
+        lock.release()
+
+
+def files_below(root: Path, suffixes) -> list[Path]:
+    """All files below `root` whose suffix is one of `suffixes`, in order; nothing hidden. Raises UsageError."""
+    if not root.is_dir():
+        raise UsageError(f"--data_dir {root}: no such folder; name the one that holds your files")
+    found = (path for path in root.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
+
+
+def labels_by_folder(paths: list[Path], root: Path, classes: list[str] | None = None):
+    """Classes, unless given, and labels by the folders right below `root`; None unless there are several folders."""
+    parents = [path.relative_to(root).parts[0] if path.parent != root else "" for path in paths]
+    if classes is None:
+        classes = sorted(set(parents))
+        if len(classes) < 2 or "" in classes:
+            return None, None
+    return classes, np.array([classes.index(parent) for parent in parents])
+
+
+def read_ahead(read, requests, depth: int = 4):
+    """Yield read(request) for each request, in order, with `depth` of them under way in threads."""
+    with ThreadPoolExecutor(depth) as pool:
+        pending = collections.deque()
+        for request in requests:
+            pending.append(pool.submit(read, request))
+            if len(pending) > depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def attempt(read, path: Path):
+    """What `read(path)` gives; None if the file is unreadable."""
+    with contextlib.suppress(UsageError), reading(f"{path} is unreadable"):
+        return read(path)
+
+
+def decoded(kind: str, paths: list[Path], root: Path, cache: Path, decode, shape) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `paths` could be read, and these as a memory map (n, *shape) uint8.
+
+    `decode(path)` is called once for each, in parallel, and raises or gives None for what it cannot read. The results
+    go into `cache`, under a name made of `kind`, the shape, and all files' names, sizes and times. Raises UsageError.
+    """
+    stats = [path.stat() if path.exists() else None for path in paths]
+    listing = [f"{path.relative_to(root)} {s and (s.st_size, s.st_mtime_ns)}" for path, s in zip(paths, stats)]
+    key = hashlib.sha256(os.fsencode("\n".join([f"{kind} {shape}", *listing]))).hexdigest()[:16]
+    noun = kind.split()[0]
+    target = cache / f"{noun}-{key}.raw"
+    look = functools.partial(read_decoded, target, len(paths), math.prod(shape))
+    try:
+        if look() is None:
+            with owned(cache, wait=True):
+                if look() is None:  # not even now: no other process has decoded them in the meantime
+                    print(f"{target} is not whole: decoding again\n" * target.exists(), end="")
+                    write_decoded(target, paths, root, decode, noun, math.prod(shape))
+        kept = np.flatnonzero(look())
+    except OSError as error:
+        remedy = f"make it writable, to keep decoded {noun} in, or copy your data"
+        raise UsageError(f"--data_dir {root}: {cache}: {error.strerror}; {remedy}") from error
+    return kept, np.memmap(target, np.uint8, "r", shape=(len(kept), *shape))
+
+
+def read_decoded(target: Path, number: int, size: int) -> np.ndarray | None:
+    """Which of `number` files could be read, if `target` holds `size` bytes of each of these; None if it does not."""
+    if not target.exists():
+        return None
+    readable = np.fromfile(target, np.uint8, offset=max(0, target.stat().st_size - number))
+    whole = len(readable) == number and target.stat().st_size == readable.sum() * size + number
+    return readable.astype(bool) if whole and readable.max() <= 1 else None
+
+
+def write_decoded(target: Path, paths: list[Path], root: Path, decode, noun: str, size: int) -> None:
+    """Write what `decode(path)` gives for each path to `target`, one after the other, then which could be read."""
+    items, readable = read_ahead(functools.partial(attempt, decode), paths, os.cpu_count()), []
+    with replacing(target, len(paths) * (size + 1)) as file, quiet_libraries() as terminal:
+        for item in tqdm(items, "decoding", len(paths), unit=f" {noun}", disable=None, file=terminal):
+            readable.append(item is not None)
+            if item is not None:
+                file.write(item.tobytes())
+        file.write(bytes(readable))
+        skipped = [str(path.relative_to(root)) for path, good in zip(paths, readable) if not good]
+        if skipped:
+            print(f"skipped {len(skipped)} unreadable {noun}: {', '.join(skipped[:10])}{' ...' * (len(skipped) > 10)}")
+        if sum(readable) < 2:
+            raise UsageError(f"--data_dir: fewer than 2 readable {noun} in {root}; name another folder")
+
+
+@contextlib.contextmanager
+def quiet_libraries():
+    """Keep what libraries in C say of damaged files from stderr; yield stderr as it was."""
+    sys.stderr.flush()
+    with open(os.dup(2), "w") as terminal, open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield terminal
+        finally:
+            os.dup2(terminal.fileno(), 2)
+
+
+def clear(folder: Path, kept: tuple[str, ...]) -> None:
+    """Delete all in `folder` but what is `kept`."""
+    for path in folder.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

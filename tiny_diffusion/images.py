@@ -1,0 +1,350 @@
+"""Images: what they share with spectrograms, where they are read from, how they are shown and scored."""
+
+import collections
+import contextlib
+import functools
+import math
+import threading
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from tiny_diffusion.arrays import CHUNK, DTYPES, read_array, value_range
+from tiny_diffusion.data import RESIDENT_BYTES, Data, Facts, Number, Positive, cast, split, write_picture
+from tiny_diffusion.files import attempt, decoded, files_below, labels_by_folder, read_ahead
+from tiny_diffusion.messages import UsageError, downloading, reading
+
+FRECHET_SAMPLES = 2048  # as many as Inception has features, for their covariance to have full rank
+COLUMNS = 10  # of a grid of images: with ten classes, one for each
+PAIRS = 25  # samples in a picture with their nearest training items
+COMPARED = 200  # samples, and held-out items, whose nearest training items are looked for
+LARGE_IMAGE = threading.Lock()  # they take gigabytes: one at a time
+
+
+class PixelsFacts(Facts):
+    """Raw values are of `dtype` within `limits`, lowest and highest; of `flat` data without an axis for the channel.
+
+    Limits, `mean` and `std` are numbers, or lists of one for each channel.
+    """
+
+    limits: tuple[Number, Number] | tuple[list[Number], list[Number]] = (0.0, 255.0)
+    mean: Number | list[Number] = 127.5
+    std: Positive | list[Positive] = 127.5
+    dtype: Literal[DTYPES] = "uint8"
+    flat: bool = False
+
+
+class Pixels(Data):
+    """Raw: (height, width, channels), of `flat` data (height, width).
+
+    Model space: (channels, height, width), (raw - mean) / std.
+    """
+
+    Facts = PixelsFacts
+    animated = 40
+
+    def __init__(self, facts: PixelsFacts, **items):
+        super().__init__(facts, **items)
+        low, high = np.array(facts.limits)
+        if (low > high).any() or (low == high).all():
+            raise ValueError("values without a range")
+        low, high = (low - facts.mean) / facts.std, (high - facts.mean) / facts.std
+        self.interval = low.min().item(), high.max().item()
+        self.bin_width = 1 / facts.std if np.issubdtype(facts.dtype, np.integer) else None
+
+    def network_settings(self):
+        return {"num_classes": len(self.classes or ())}
+
+    def encode(self, raw):
+        raw = raw[..., None] if self.facts.flat else raw
+        raw = raw if raw.dtype == torch.float64 else raw.float()
+        x = raw.sub(raw.new_tensor(self.facts.mean)).div_(raw.new_tensor(self.facts.std))
+        return x.permute(0, 3, 1, 2).float()
+
+    def decode(self, x):
+        raw = x.cpu().double().permute(0, 2, 3, 1).numpy() * self.facts.std + self.facts.mean
+        raw = raw.clip(*self.facts.limits)
+        return cast(raw[..., 0] if self.facts.flat else raw, self.facts.dtype)
+
+    def score(self, x, device="cpu", thorough=False):
+        """Distance to the nearest training item, and mean and contrast of each channel, beside those of held-out items.
+
+        The distance is the root mean square of the differences in model space.
+        """
+        x = x[:COMPARED]
+        true = self.encoded(np.random.default_rng(0).permutation(self.test)[: len(x)])
+        scores, floors = (
+            {"distance_to_training_items": self.nearest(one)[0].mean().item()} | self.tones(one) for one in (x, true)
+        )
+        ratio = scores["distance_to_training_items"] / max(floors["distance_to_training_items"], 1e-9)
+        return {"samples": len(x)} | scores | {"distance_to_training_items_ratio": ratio, "true_samples": floors}
+
+    def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The distance from each of x to the training item nearest to it, and the number of that item."""
+        x, best, which = x.flatten(1), torch.full((len(x),), math.inf), torch.zeros(len(x), dtype=torch.int64)
+        size = max(1, CHUNK // x.shape[1])
+        for index in np.split(self.train, range(size, len(self.train), size)):
+            distance, position = torch.cdist(x, self.encoded(index).flatten(1)).min(1)
+            which = torch.where(distance < best, torch.from_numpy(index)[position], which)
+            best = best.minimum(distance)
+        return best / math.sqrt(x.shape[1]), which
+
+    def tones(self, x: Tensor) -> dict:
+        """Mean and contrast, the standard deviation, of each channel of x in raw units."""
+        names, figures = {1: [""], 3: ["_red", "_green", "_blue"]}, {}
+        raw = self.decode(x).reshape(-1, x.shape[1]).astype(np.float64)
+        for name, values in zip(names.get(x.shape[1]) or [f"_{i}" for i in range(x.shape[1])], raw.T):
+            figures |= {f"mean{name}": values.mean().item(), f"contrast{name}": values.std().item()}
+        return figures
+
+    def save_nearest(self, x, folder):
+        x = x[:PAIRS]
+        items = self.encoded(self.nearest(x)[1].numpy())
+        write_picture(folder / "nearest.png", self.render(torch.stack([x, items], 1).flatten(0, 1)))
+
+
+def grid(tiles: np.ndarray) -> np.ndarray:
+    """RGB tiles (n, height, width, 3) as one picture: rows of COLUMNS, small ones enlarged, a thin line around each."""
+    columns = min(len(tiles), COLUMNS)
+    tiles = np.pad(tiles, ((0, -len(tiles) % columns), (1, 1), (1, 1), (0, 0)))
+    number, height, width, _ = tiles.shape
+    rows = tiles.reshape(number // columns, columns, height, width, 3).swapaxes(1, 2)
+    zoom = max(1, 56 // height)
+    return rows.reshape(-1, columns * width, 3).repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+
+class Images(Pixels):
+    """Images of any number of channels; one is drawn grey, of several the first three as RGB.
+
+    With `flip`, training sees half of them mirrored, others in each epoch.
+    """
+
+    modality = "images"
+
+    def __init__(self, facts: PixelsFacts, flip: bool = False, **items):
+        super().__init__(facts, **items)
+        self.flip = flip
+
+    def batches(self, batch_size, seed, epoch, device, rank=0, world_size=1):
+        """The batches of `Data.batches`, of which `flip` mirrors images chosen by seed and epoch."""
+        generator = np.random.default_rng((seed, epoch, 1))
+        for x_0, label, weight in super().batches(batch_size, seed, epoch, device, rank, world_size):
+            if self.flip:
+                mirrored = torch.from_numpy(generator.random(batch_size)[rank::world_size] < 0.5).to(x_0.device)
+                x_0 = torch.where(mirrored[: len(x_0), None, None, None], x_0.flip(3), x_0)
+            yield x_0, label, weight
+
+    def render(self, x):
+        low, high = self.interval
+        tiles = x.cpu().sub(low).mul(255 / (high - low)).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+        if tiles.shape[3] == 1:
+            tiles = tiles.repeat(3, axis=3)
+        return grid(np.pad(tiles[..., :3], ((0, 0), (0, 0), (0, 0), (0, 3 - min(3, tiles.shape[3])))))
+
+    def score(self, x, device="cpu", thorough=False):
+        """Also, if `thorough`, the Fréchet distance in Inception features (Heusel et al. 2017), where it can be had.
+
+        It is that of all samples to training images, beside that of as many other training images to the same ones.
+        """
+        scores, number = super().score(x, device, thorough), min(len(x), len(self.train) // 2)
+        if not thorough:
+            return scores
+        if number < FRECHET_SAMPLES:
+            needed = f"--num_samples {FRECHET_SAMPLES} and twice as many training images, better 10000"
+            print(f"Fréchet distance left out: it needs at least {needed}")
+            return scores
+        if self.facts.dtype != "uint8" or self.shape[0] not in (1, 3):
+            print("Fréchet distance left out: Inception takes grey and RGB images of 8 bits")
+            return scores
+        others, real = np.split(self.items[np.random.default_rng(0).permutation(self.train)], [number])
+        try:
+            distance, floor = frechet_distances(real, [self.decode(x[:number]), others], device)
+        except (ImportError, OSError) as error:  # no torch-fidelity, or no network for its weights
+            print(f"Fréchet distance left out, it needs torch-fidelity and Inception's weights: {error}")
+            return scores
+        scores["true_samples"]["frechet_distance"] = floor
+        return scores | {"frechet_distance": distance, "frechet_samples": number, "frechet_training_images": len(real)}
+
+
+def frechet_distances(real: np.ndarray, others: list[np.ndarray], device="cpu", feature=2048) -> list[float]:
+    """Fréchet distances of sets of images (n, height, width, channels) uint8 to `real`, as torchmetrics has them."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    device = "cpu" if torch.device(device).type == "mps" else device  # the covariances are float64
+    metric = FrechetInceptionDistance(feature=feature, reset_real_features=False).to(device)
+    distances, total = [], sum(map(len, [real, *others]))
+    with tqdm(desc="Fréchet", total=total, unit=" images", leave=False, disable=None) as bar:
+        for images in [real, *others]:
+            for batch in np.split(images, range(64, len(images), 64)):
+                batch = torch.from_numpy(batch.reshape(*batch.shape[:3], -1)).to(device).permute(0, 3, 1, 2)
+                metric.update(batch.expand(-1, 3, -1, -1), real=images is real)
+                bar.update(len(batch))
+            if images is not real:
+                distances.append(float(metric.compute()))
+                metric.reset()
+    return distances
+
+
+def from_pixels(name: str, items: np.ndarray, limits=(0, 255), flip: bool = False, classes=None, **parts) -> Images:
+    """Images (n, height, width[, channels]); in model space their limits become -1 and 1."""
+    low, high = np.array(limits, float)
+    facts = {"limits": (low.tolist(), high.tolist()), "mean": ((low + high) / 2).tolist(), "classes": classes}
+    facts |= {"std": np.where(high > low, (high - low) / 2, 1).tolist(), "dtype": items.dtype.name}
+    height, width, channels = (*items.shape[1:], 1)[:3]
+    facts = PixelsFacts(name=name, shape=[channels, height, width], flat=items.ndim == 3, **facts)
+    return Images(facts, flip, items=items, **parts)
+
+
+def gray_images(name: str, items: np.ndarray, labels: np.ndarray, number: int, classes: list[str], config) -> Images:
+    """Images (n, height, width) uint8 scaled to `--image_size`; the first `number` of them train."""
+    if config.image_size:
+        from torchvision.transforms.functional import resize
+
+        height, width = sides(config.image_size)
+        if len(items) * height * width > 2 * RESIDENT_BYTES:
+            raise UsageError(f"--image_size {height} {width}: too large for {len(items)} images; make it smaller")
+        parts = torch.from_numpy(items).split(256)
+        items = torch.cat([resize(part, [height, width], antialias=True) for part in parts]).numpy()
+    train, test = np.split(np.arange(len(items)), [number])
+    return from_pixels(name, items[..., None], labels=labels, train=train, test=test, classes=classes)
+
+
+def digits(config) -> Images:
+    """The 1,797 handwritten digits, 8x8, that come inside scikit-learn (Alpaydin & Kaynak 1998)."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    items = (bunch.images * (255 / 16)).round().astype(np.uint8)
+    return gray_images(config.dataset, items, bunch.target, 1500, [str(digit) for digit in range(10)], config)
+
+
+def from_torchvision(class_name: str, config) -> Images:
+    """A data set of torchvision's in MNIST's form, downloaded to `--data_dir` where it is not there yet."""
+    import torchvision.datasets
+
+    name, data_dir, dataset = config.dataset, config.data_dir, getattr(torchvision.datasets, class_name)
+    with downloading(name, data_dir, f"put its files into {Path(data_dir) / class_name / 'raw'}"):
+        train, test = (dataset(data_dir, train=train, download=True) for train in (True, False))
+        items, labels = (torch.cat(parts).numpy() for parts in ((train.data, test.data), (train.targets, test.targets)))
+        if items.shape != (len(labels), 28, 28) or len(train) * len(test) == 0 or labels.max() > 9:
+            raise ValueError("images and labels do not fit together")
+    classes = [title.split(" - ")[0] for title in dataset.classes]  # MNIST's are "0 - zero" ...
+    return gray_images(name, items, labels, len(train), classes, config)
+
+
+def from_kaggle(handle: str, config) -> Images:
+    """The images of a public Kaggle data set, downloaded to `--data_dir`/`--dataset` where that folder is absent."""
+    home = Path(config.data_dir) / config.dataset
+    if not home.is_dir():
+        import kagglehub
+
+        partial = home.with_name(f".{home.name}.part")
+        with downloading(home.name, config.data_dir, f"unpack kaggle.com/datasets/{handle} into {home}"):
+            kagglehub.dataset_download(handle, output_dir=str(partial))
+        partial.rename(home)
+    items, _ = decoded_images(image_files(home), home, home.parent / ".cache", "RGB", config)
+    return from_pixels(home.name, items, flip=True, **split(len(items)))
+
+
+def folder(config) -> Images:
+    """Your own images: all below `--data_dir`; the folders right below it, if there are several, are classes."""
+    root = Path(config.data_dir)
+    paths = image_files(root)
+    items, kept = decoded_images(paths, root, root / ".cache", common_mode(paths, root), config)
+    classes, labels = labels_by_folder(kept, root)
+    limits = value_range(items, f"--data_dir {root}")
+    return from_pixels(config.dataset, items, limits, classes=classes, labels=labels, **split(len(items)))
+
+
+def image_files(root: Path) -> list[Path]:
+    """All images below `root`, by their suffixes. Raises UsageError."""
+    Image.init()
+    return files_below(root, Image.EXTENSION)
+
+
+def decoded_images(paths: list[Path], root: Path, cache: Path, mode: str, config) -> tuple[np.ndarray, list[Path]]:
+    """Images (n, height, width, channels) of `--image_size`, in Pillow's `mode`, and the files that they are from."""
+    height, width = sides(config.image_size or 64)
+    dtype, channels = ("uint16" if mode == "I;16" else "uint8"), (3 if mode == "RGB" else 1)
+    shape = (height, width, channels * np.dtype(dtype).itemsize)  # in bytes
+    kept, items = decoded("images", paths, root, cache, lambda path: decode_image(path, (width, height), mode), shape)
+    return items.view(dtype), [paths[i] for i in kept]
+
+
+def sides(image_size: int | list[int]) -> list[int]:
+    """Height and width, of `--image_size` with one number for both or one for each. Raises UsageError."""
+    if np.size(image_size) > 2:
+        raise UsageError(f"--image_size {image_size}: give one number, or a height and a width")
+    return np.resize(image_size, 2).tolist()
+
+
+def common_mode(paths: list[Path], root: Path) -> str:
+    """Pillow's mode to keep all images in: "I;16" if all are grey with 16 bits, "L" if all are grey, or else "RGB"."""
+    found = [kind for kind in read_ahead(functools.partial(attempt, mode_and_size), paths) if kind]
+    modes = {mode for mode, _ in found}
+    deep = {mode for mode in modes if mode.startswith("I")}
+    mode = "RGB" if not found or modes - deep - {"1", "L", "LA"} else "L" if modes - deep else "I;16"
+    if found:
+        (width, height), _ = collections.Counter(size for _, size in found).most_common(1)[0]
+        print(f"{root}: {len(found):,} images, {'RGB' if mode == 'RGB' else 'grey'}, most {height}×{width}")
+    return mode
+
+
+def mode_and_size(path: Path) -> tuple:
+    """Pillow's mode, and (width, height), out of the head of an image."""
+    with Image.open(path) as image:
+        return image.mode, image.size
+
+
+def decode_image(path: Path, size: tuple[int, int], mode: str = "RGB") -> np.ndarray:
+    """The middle of an image as (height, width, channels), on white where it is transparent.
+
+    `size` is (width, height), `mode` Pillow's: "RGB" and "L", grey, have 8 bits, "I;16" is grey with 16.
+    """
+    with Image.open(path) as image:
+        image.draft("RGB", (2 * size[0], 2 * size[1]))  # lets JPEG decode at a fraction of its size
+        with LARGE_IMAGE if image.width * image.height > 2**24 else contextlib.nullcontext():
+            with contextlib.suppress(UsageError), reading("broken EXIF"):
+                ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith("I"):  # 16 bits
+                image = image.convert("F")
+                if mode != "I;16":
+                    image = image.point(lambda value: value / 257 + 0).convert("L")
+            if image.has_transparency_data:
+                image = image if image.mode == "RGBA" else image.convert("RGBA")
+                white = Image.new("RGB", image.size, "white")
+                white.paste(image, mask=image)
+                image = white
+            image = image if image.mode == mode or mode == "I;16" else image.convert(mode)
+            pixels = np.asarray(ImageOps.fit(image, size, Image.Resampling.LANCZOS))
+    return cast(pixels, "uint16" if mode == "I;16" else "uint8").reshape(size[1], size[0], -1)
+
+
+def array(config) -> Images:
+    """Your own images: `--data_dir` is a .npy of (n, height, width[, channels]), or a .npz with `x` and `y`."""
+    items, y = read_array(Path(config.data_dir))
+    if items.ndim == 2:
+        raise UsageError(f"--data_dir {config.data_dir}: points, (n, dimensions); learn them with --dataset points")
+    if config.image_size:
+        raise UsageError("--image_size: arrays are taken as they are; leave it out")
+    limits = value_range(items, f"--data_dir {config.data_dir}")
+    lowest, highest = np.min(limits), np.max(limits)
+    if config.range:
+        limits = low, high = config.range
+        if not (low < high and low <= lowest and highest <= high):
+            found = f"the values are from {lowest:g} to {highest:g}"
+            raise UsageError(f"--range {low:g} {high:g}: {found}; give a range around")
+    classes, labels = (None, None) if y is None else np.unique(y, return_inverse=True)
+    if classes is None or len(classes) < 2:
+        classes, labels = None, None
+    else:
+        classes = [str(name) for name in classes]
+    height, width, channels = (*items.shape[1:], 1)[:3]
+    size = f"{height}×{width}, {channels} channel{'s' * (channels > 1)}"
+    print(f"{config.data_dir}: {len(items):,} images of {size}, {items.dtype} from {lowest:g} to {highest:g}")
+    return from_pixels(config.dataset, items, limits, classes=classes, labels=labels, **split(len(items)))

@@ -1,0 +1,52 @@
+"""What people are told: errors, figures, commands and names of files. Light enough for -h to import."""
+
+import contextlib
+import re
+import shlex
+
+
+class UsageError(ValueError):
+    """An error the user can fix: the message names the argument and the remedy."""
+
+
+@contextlib.contextmanager
+def reading(message: str):
+    """Turn any error of the libraries that read a foreign file into a UsageError.
+
+    `message` may have a place for the {error}.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(message.replace("{error}", f"{type(error).__name__}: {error}")) from error
+
+
+def downloading(name: str, data_dir, remedy: str):
+    """Turn any error of a download into a UsageError that names the `remedy`."""
+    state = "is not there, or not whole, and could not be downloaded ({error})"
+    return reading(f"--data_dir {data_dir}: {name} {state}; connect to the internet, or {remedy}")
+
+
+def format_value(value) -> str:
+    """A figure or a setting as text; nothing for None."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {format_value(part)}" for name, part in value.items() if part is not None)
+    if isinstance(value, list):
+        return " ".join(map(format_value, value))
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def command_line(flags: dict) -> str:
+    """The command that gives these flags."""
+    words = ["python", "ddpm.py"]
+    for flag, value in flags.items():
+        values = [] if value is True else value if isinstance(value, list) else [value]
+        words += [f"--{flag}={value}"] if str(value).startswith("-") else [f"--{flag}", *map(str, values)]
+    return shlex.join(words)
+
+
+def file_name(*parts) -> str:
+    """A plain file name made of any texts: without separators, and no longer than a file system takes."""
+    return re.sub(r"[^\w.-]+", "-", "_".join(str(part)[:60] for part in parts))

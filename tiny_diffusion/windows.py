@@ -1,0 +1,153 @@
+"""How time series are cut into windows: where their pasts and forecasts lie, and what is known of each."""
+
+import itertools
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from gluonts.time_feature import (
+    day_of_month,
+    day_of_year,
+    get_seasonality,
+    time_features_from_frequency_str,
+    week_of_year,
+)
+from torch import Tensor
+
+LARGEST = 1e30  # size of a value that is taken for a mistake
+LAGS = {"D": [1, 7, 14, 28, 364], "W": [1, 2, 4, 13, 26, 52]}  # in steps, where a season is no day
+LAGS |= {"M": [1, 2, 3, 12, 24, 36], "Q": [1, 2, 4, 8, 12], "Y": [1, 2, 3]}
+
+# GluonTS counts business days by periods and names years "Y"; pandas 2 warns of both at every turn
+for message in ("Period.*B.*deprecated", "'.*' is deprecated"):
+    warnings.filterwarnings("ignore", message, FutureWarning)
+
+
+class Group(NamedTuple):
+    """Series that are forecast together: all of a data set, or one of many. `number` counts the latter.
+
+    Rows before `train_end` are learned from; forecasts to be scored begin at the rows `begins`, none before it.
+    """
+
+    number: int
+    start: pd.Period
+    values: np.ndarray  # (time, dimensions), NaN where missing
+    covariates: np.ndarray  # (time and perhaps more, covariates)
+    train_end: int
+    begins: list[int]
+
+
+class Windows(NamedTuple):
+    """Where forecasts begin. `numbers` are those of the groups: as many as there are for a series never seen before."""
+
+    pasts: np.ndarray  # (windows, past_length, dimensions), NaN where a value is missing
+    starts: list[pd.Period]  # of the forecasts
+    numbers: np.ndarray
+    covariates: np.ndarray  # (windows, past_length + prediction_length, covariates)
+    truth: np.ndarray | None = None  # (windows, prediction_length, dimensions)
+
+
+class Past(NamedTuple):
+    """What a forecast is conditioned on, as `models.RNN` describes it."""
+
+    values: Tensor
+    location: Tensor
+    scale: Tensor
+    features: Tensor
+    categories: Tensor
+
+
+def changes(values, difference: int):
+    """values_t - values_(t - difference) of (windows, time, dimensions), shorter by the difference; or the values."""
+    return values[:, difference:] - values[:, :-difference] if difference else values
+
+
+def last_seen(values: np.ndarray) -> np.ndarray:
+    """(time, dimensions) with the value before it wherever one is missing."""
+    return pd.DataFrame(values).ffill().to_numpy()
+
+
+def steps_between(first: pd.Period, last: pd.Period) -> int:
+    """How many periods after `first` is `last`."""
+    return (last.ordinal - first.ordinal) // first.freq.n
+
+
+def calendar(start: pd.Period, length: int, freq: str) -> np.ndarray:
+    """GluonTS's features of the time of day, the weekday and the month from `start` on, (length, features) float32.
+
+    Those of the date are left out: with a few years to learn from, they teach single days by heart.
+    """
+    index = pd.period_range(start, periods=length)
+    kept = [f for f in time_features_from_frequency_str(freq) if f not in (day_of_month, day_of_year, week_of_year)]
+    return np.array([feature(index) for feature in kept], np.float32).reshape(len(kept), length).T
+
+
+def lags_of(freq: str, dimensions: int) -> list[int]:
+    """How far back the RNN looks, in steps: one, a day and a week; for one dimension all days of it, and two weeks."""
+    season, unit = get_seasonality(freq), freq.split("-")[0]
+    days = [1, 2, 3, 4, 5, 6, 7, 14] if dimensions == 1 else [1, 7]
+    return LAGS.get(unit) or [1, *(season * day for day in days if season > 1)]
+
+
+def reach_of(freq: str, dimensions: int, difference: int, context_length: int) -> int:
+    """How many steps before a forecast it depends on."""
+    return max(lags_of(freq, dimensions)) + difference + context_length
+
+
+def typical_scale(values: np.ndarray, difference: int) -> np.ndarray:
+    """Root mean square of each dimension's changes, and a little above zero for what never changes."""
+    squares = np.ma.masked_invalid(changes(values[None], difference)[0].astype(float) ** 2)
+    largest = np.ma.masked_invalid(np.abs(values)).max(0).filled(0)
+    return np.fmax(np.ma.filled(squares.mean(0), 0) ** 0.5, 1e-6 * np.where(largest > 0, largest, 1))
+
+
+def windows_of(group: Group, past_length: int, prediction_length: int) -> Windows:
+    """The windows of one group, with the truth as far as there is one."""
+    length = past_length + prediction_length
+    values = np.pad(group.values, ((past_length, 0), (0, 0)), constant_values=np.nan)
+    covariates = np.pad(group.covariates, ((past_length, length), (0, 0)), constant_values=np.nan)
+    return Windows(
+        np.stack([values[begin:][:past_length] for begin in group.begins]),
+        [group.start + begin for begin in group.begins],
+        np.full(len(group.begins), group.number),
+        np.stack([covariates[begin:][:length] for begin in group.begins]),
+        np.stack([values[past_length + begin :][:prediction_length] for begin in group.begins]),
+    )
+
+
+def concatenated(windows: list[Windows]) -> Windows:
+    """All of them as one."""
+    pasts, starts, numbers, covariates, truth = zip(*windows)
+    pasts, numbers, covariates, truth = map(np.concatenate, (pasts, numbers, covariates, truth))
+    return Windows(pasts, [*itertools.chain(*starts)], numbers, covariates, truth)
+
+
+def training_rows(groups: list[Group], difference: int, past_length: int, context_length: int, length: int) -> tuple:
+    """Where in `Series.table` the pasts of windows begin: of those to train on, and of those to validate with.
+
+    A context begins with a known change, or where the series does. Of 20 forecasts one is validated; none that is
+    trained on overlaps it. Where all series are too short for that, training windows are validated.
+    """
+    train, validated, above = [np.empty(0, int)], [np.empty(0, int)], context_length
+    for group in groups:
+        last = group.train_end - context_length - length  # begins the last context; before 0, it is not whole
+        if group.train_end > difference + length:
+            begins = np.arange(min(difference, last), last + 1)
+            kept = begins[10 * length :: 20 * length]
+            free = np.abs(begins[:, None] - kept).min(1, initial=length) >= length
+            train.append(above + begins[free])
+            validated.append(above + kept)
+        above += past_length + group.train_end
+    train, validated = map(np.concatenate, (train, validated))
+    return train, validated if len(validated) else train
+
+
+def target_and_covariates(entry: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Of a GluonTS entry, (time, dimensions) and (time and perhaps more, covariates). Raises ValueError."""
+    values = np.atleast_2d(np.asarray(entry["target"], np.float32)).T
+    known = entry.get("feat_dynamic_real")
+    covariates = np.empty((len(values), 0)) if known is None else np.atleast_2d(known).T
+    if (np.abs(values) > LARGEST).any():
+        raise ValueError(f"a value larger than {LARGEST:g}")
+    return values, covariates.astype(np.float32)
