@@ -78,7 +78,7 @@ def load(config):
     Raises UsageError.
     """
     _, reader, *arguments = lookup(config.dataset)
-    if getattr(config, "range", None) and config.dataset != "array":
+    if getattr(config, "range", None) and reader.startswith("images.") and config.dataset != "array":
         raise UsageError("--range: only --dataset array takes it; leave it out")
     data = find(reader)(*arguments, config)
     data.train = data.train[: config.limit]

@@ -43,7 +43,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
         "data_dir": option("data", "folder of downloaded data sets, or of your own data", metavar="PATH"),
         "limit": option(None, "train on only N items (default: all)", **whole),
         "image_size": option({"images": None}, "side, or height and width (default: as it is; files: 64)", **sides),
-        "range": option({"images": None}, "lowest and highest value of an array (default: its own)", **limits),
+        "range": option({"images series": None}, "lowest and highest value (default: an array's own)", **limits),
         "prediction_length": option({"series": None}, "steps to forecast (default: the data set's own)", **steps),
         "context_length": option({"series": None}, "steps read before (default: as many; one series: twice)", **steps),
         "freq": option({"series": None}, "time between rows: h, 30min, D, B, W, M (default: as read)", metavar="FREQ"),
@@ -51,6 +51,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
         "covariates": option({"series": None}, "columns known ahead of time", **columns),
         "test_windows": option({"series": None}, "forecasts to score (default: a tenth, at most 5)", **whole),
         "difference": option({"series": None}, "learn changes over N steps (default: 1 or a season)", **natural),
+        "season": option({"series": None}, "steps in a season (default: found; 1: none)", **steps),
         "scaling": option({"series": "mean"}, "how a window is scaled by its context", choices=("mean", "standard")),
         "words": option({"audio": None}, "words to learn (default: digits; sounds: all)", **words),
     },
@@ -75,6 +76,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
     },
     "training": {
         "epochs": option({"points": 320, "images audio": 20, "series": 6}, "passes over the data", **whole),
+        "steps": option({"points": 2000, "images audio": 1000, "series": 500}, "or steps, at least", **whole),
         "train_batch_size": option({"points": 1024, "images": 128, "audio series": 64}, "items in a step", **whole),
         "learning_rate": option({"points": 0.01, "images audio": 0.02, "series": 3e-3}, "learning rate", **positive),
         "time_power": option({"points": 3.0, "images audio series": 1.0}, "train at times T u^N", **positive),
@@ -102,6 +104,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
         "eval_batch_size": option(
             {"points": 10000, "series": 4000, "images": 500, "audio": 100}, "items drawn or scored at once", **whole
         ),
+        "keep": option("best", "draw with the weights of the lowest held-out loss, or last", choices=("best", "last")),
         "label": option(None, "class to draw, by name or number (default: each in turn)", metavar="CLASS"),
         "guidance": option(
             None,
@@ -176,7 +179,10 @@ from tiny_diffusion.report import GIF_FRAMES, write_gif, write_report, write_tra
 EXPERIMENTS = Path("exps")
 DENOISERS = {"points": models.MLP, "images": models.UNet, "audio": models.UNet, "series": models.RNN}
 WARMUP_STEPS = 200  # of the learning rate, linearly from zero
+CLEARLY = 1.01  # times the lowest held-out loss is more than chance makes of the last one
 GRADIENT_CLIP = 1.0  # the largest norm of a gradient
+FITTED = 256  # items in a batch for what is fitted before the first step
+KEPT = 16  # checkpoints of a run whose length follows from its data
 CHECKPOINT_SECONDS = 10  # between checkpoints: writing one safely takes some 20 ms
 SAMPLED_VALUES = 2**26  # most values drawn at once, whatever --eval_batch_size says: 256 MB
 BOUND_CALLS = 1000  # network calls for the variational bound after training; --evaluate takes ten times as many
@@ -473,7 +479,7 @@ class Run:
         self.model, self.average = model, dataclasses.replace(model, denoiser=average)  # samples come from the average
         self.optimizers = models.optimizers(denoiser, config.learning_rate)
         self.generator = torch.Generator(model.scheduler.device)
-        self.step, self.history = 0, []
+        self.step, self.history, self.best = 0, [], {}
         if config.compile:
             denoiser.compile()
             average.compile()
@@ -483,6 +489,7 @@ class Run:
         """A checkpoint, of which `load_model` needs the first line."""
         average, config = self.average.denoiser.state_dict(), vars(self.model.config)
         state = {"model": self.model.denoiser.state_dict(), "step": self.step, "history": self.history}
+        state |= {"best": self.best}
         state |= {name: part.state_dict() for name, part in zip(("muon", "adamw"), self.optimizers)}
         return {"config": config, "data": self.model.data.facts.model_dump(), "average": average} | state
 
@@ -491,9 +498,37 @@ class Run:
         with reading(f"the checkpoint cannot be resumed: {UNFIT}"):
             self.model.denoiser.load_state_dict(state["model"])
             self.average.denoiser.load_state_dict(state["average"])
-            self.step, self.history = state["step"], state["history"]
+            self.step, self.history, self.best = state["step"], state["history"], state.get("best", {})
             for optimizer, name in zip(self.optimizers, OPTIMIZER_STATE):
                 models.load_optimizer(optimizer, state[name]["state"], OPTIMIZER_STATE[name] if self.step else set())
+
+    def note_best(self) -> None:
+        """Keep a copy of the average where the held-out loss of the last epoch is the lowest so far."""
+        loss = self.history[-1]["held_out_loss"]
+        if loss is not None and loss < self.best.get("held_out_loss", math.inf):
+            average = copy.deepcopy(self.average.denoiser.state_dict())
+            self.best = {"epoch": len(self.history), "held_out_loss": loss, "average": average}
+
+    def finished(self) -> bool:
+        """Whether the last epoch is done, or to go on would only raise the held-out loss."""
+        config = self.model.config
+        overfits = config.keep == "best" and evaluation.only_rises(self.history)
+        return len(self.history) >= config.epochs or overfits
+
+    def chosen(self) -> Model:
+        """The model that samples come from, as `--keep` says."""
+        denoiser = copy.deepcopy(self.average.denoiser)
+        denoiser.load_state_dict(chosen_weights(self.state_dict(), self.model.config.keep)[1])
+        return dataclasses.replace(self.average, denoiser=denoiser)
+
+
+def chosen_weights(state: dict, keep: str) -> tuple[int, dict]:
+    """Epoch and weights of a checkpoint's moving average: of the lowest held-out loss, if that is clearly lower."""
+    history, best = state.get("history", []), state.get("best")
+    last = next((row["held_out_loss"] for row in history[::-1] if row.get("held_out_loss")), 0)
+    if keep == "best" and best and last > CLEARLY * best["held_out_loss"]:
+        return best["epoch"], best["average"]
+    return len(history), state["average"]
 
 
 def training_loss(network, scheduler, data: Data, batch, generator: torch.Generator, time_power: float) -> Tensor:
@@ -524,7 +559,8 @@ def training_loss(network, scheduler, data: Data, batch, generator: torch.Genera
 
 def train_step(run: Run, batch) -> Tensor:
     """One step of the optimizers and the moving average; returns the loss and the gradient's norm, on the device."""
-    model, config = run.model, run.model.config
+    model, config, (x_0, cond, weight) = run.model, run.model.config, batch
+    batch = model.denoiser.residual(x_0, cond), cond, weight
     run.step += 1
     with models.autocast(config.precision, model.scheduler.device):
         loss = training_loss(run.network, model.scheduler, model.data, batch, run.generator, config.time_power)
@@ -554,13 +590,13 @@ def train_epoch(run: Run, batch_size: int, bar: tqdm) -> dict:
         bar.update(batch_size)
         if time.monotonic() - last_read > 0.5 or i == steps:  # seldom: reading the loss waits for the device
             last_read = time.monotonic()
-            bar.set_postfix(epoch=epoch, loss=f"{sums[0].item() / i:.4f}", held_out=checked)
+            bar.set_postfix(epoch=epoch, step=run.step, loss=f"{sums[0].item() / i:.4f}", held_out=checked)
             check_finite(run, sums)
     if world_size > 1:
         dist.all_reduce(sums)
     loss, norm = (sums / steps / world_size).tolist()
     seconds, items = time.monotonic() - start, steps * batch_size
-    held_out = evaluation.held_out_loss(run.model, epoch, items)
+    held_out = evaluation.held_out_loss(run.average, epoch, items)
     row = {"epoch": epoch, "step": run.step, "loss": loss, "held_out_loss": held_out}
     return row | {"gradient_norm": norm, "seconds": seconds, "items_per_second": items / seconds}
 
@@ -574,30 +610,53 @@ def check_finite(run: Run, sums: Tensor) -> None:
         raise UsageError(f"training is no longer finite; the last checkpoint is from before ({last}): {remedy}")
 
 
-def train(run: Run, folder: Path) -> None:
-    """Train to the last epoch. Checkpoints are kept, with samples, every `save_every` epochs, more seldom in long runs.
-
-    However it ends, the checkpoint is that of the last whole epoch, or if the process is killed ten seconds older.
-    """
-    config, data, (rank, world_size) = run.model.config, run.model.data, process()
+def batch_size_of(config, data: Data) -> int:
+    """Items in a step, a multiple of the number of processes. Raises UsageError."""
+    _, world_size = process()
     batch_size = min(config.train_batch_size, len(data.train)) // world_size * world_size
     if batch_size == 0:
         raise UsageError(f"--train_batch_size {config.train_batch_size}: too small for {world_size} processes")
+    return batch_size
+
+
+def settle(config, given: dict, data: Data) -> None:
+    """Choose what depends on the data, unless it is given: its recipe, and as many epochs as `--steps` takes."""
+    vars(config).update({flag: value for flag, value in data.recipe().items() if flag not in config.given})
+    needed = math.ceil(config.steps / data.steps_per_epoch(batch_size_of(config, data)))
+    if "steps" in given or needed > config.epochs:
+        config.epochs = needed
+        if "save_every" not in config.given:
+            config.save_every = max(1, needed // KEPT)
+
+
+def train(run: Run, folder: Path) -> None:
+    """Train to the last epoch, or until the held-out loss only rises.
+
+    Checkpoints are kept, with samples, every `save_every` epochs, more seldom in long runs.
+
+    However it ends, the checkpoint is that of the last whole epoch, or if the process is killed ten seconds older.
+    """
+    config, data, first = run.model.config, run.model.data, process()[0] == 0
+    batch_size = batch_size_of(config, data)
     items, saved, unsaved = data.steps_per_epoch(batch_size) * batch_size, -math.inf, None
+    if not run.step:
+        run.model.denoiser.fit(data.batches(FITTED, config.seed, 1, run.model.scheduler.device))
+        run.average.denoiser.load_state_dict(run.model.denoiser.state_dict())
     try:
         with progress_bar("training", config.epochs * items, "items", len(run.history) * items) as bar:
-            while len(run.history) < config.epochs:
+            while not (done := run.finished()):
                 run.history.append(train_epoch(run, batch_size, bar))
-                epoch = len(run.history)
-                keep = epoch % spacing(config.save_every, epoch) == 0 or epoch == config.epochs
+                run.note_best()
+                epoch, done = len(run.history), run.finished()
+                keep = epoch % spacing(config.save_every, epoch) == 0 or done
                 if keep:
                     samples, _ = sample(run.average, data.animated)
-                if rank == 0 and keep:
+                if first and keep:
                     save_kept(run.state_dict(), samples, folder / "checkpoints")
-                if rank == 0 and (keep or time.monotonic() - saved > CHECKPOINT_SECONDS):
+                if first and (keep or time.monotonic() - saved > CHECKPOINT_SECONDS):
                     save_last(run.state_dict(), folder)
                     saved, unsaved = time.monotonic(), None
-                elif rank == 0:
+                elif first:
                     unsaved = copy.deepcopy(run.state_dict())
     finally:
         if unsaved:
@@ -615,9 +674,10 @@ def load_checkpoint(path: Path) -> dict:
         config = state["config"]
         state["config"] = checked(config) | {"given": checked(config.get("given", {}))}
         data = restore(state["data"])
+        best = state.get("best") or {"average": {}, "epoch": 1, "held_out_loss": 1.0}
         samples, history = state.get("samples", torch.zeros(1, *data.shape)), state.get("history", [])
         states = [part for name in OPTIMIZER_STATE for part in state.get(name, {"state": {}})["state"].values()]
-        for tensors in (state["average"], state.get("model", {}), {"samples": samples}, *states):
+        for tensors in (state["average"], state.get("model", {}), best["average"], {"samples": samples}, *states):
             check_tensors(tensors)
         columns = ("epoch", "step", "loss", "seconds")
         rows = [[*(row[name] for name in columns), row.get("held_out_loss") or 0] for row in history]
@@ -626,7 +686,8 @@ def load_checkpoint(path: Path) -> dict:
             data.modality == modality_of(config["dataset"]),
             samples.shape[1:] == data.shape,
             np.isfinite(rows).all() and (rows[:, 0] == np.arange(1, 1 + len(rows))).all(),
-            type(state.get("step", 0)) is int and type(history) is list,
+            type(state.get("step", 0)) is type(best["epoch"]) is int and type(history) is list,
+            type(best["held_out_loss"]) is float and best["held_out_loss"] > 0,
         ]
         if not all(fitting):
             raise ValueError("its parts do not fit together")
@@ -708,6 +769,8 @@ def begin(given: dict, folder: Path, device: torch.device) -> Run:
         raise UsageError(f"{folder} exists: choose --resume, --overwrite (replaces it) or another --experiment_name")
     config = resolve(given, saved.get("config"))
     data = read_data(config)
+    if "epochs" not in given and ("steps" in given or not saved):
+        settle(config, given, data)
     if saved and not data.facts.equal(restore(saved["data"]).facts):
         raise UsageError(f"--data_dir {config.data_dir}: not the data that {folder} was trained on; give that")
     run = Run(new_model(config, data, device, saved))
@@ -731,12 +794,13 @@ def train_or_resume(given: dict, device: torch.device) -> tuple[Path, dict]:
             if first:
                 write_json(folder / "config.json", vars(config))
             train(run, folder)
-            metrics, film = write_samples(run.average, folder, BOUND_CALLS)
+            metrics, film = write_samples(run.chosen(), folder, BOUND_CALLS)
             if first:
-                kept = list(kept_epochs(folder)) or [len(run.history)]
-                told = [evaluation.verdict_on_curve(run.history, folder, kept), *evaluation.verdict_on_samples(metrics)]
+                epoch, _ = chosen_weights(run.state_dict(), config.keep)
+                told = [evaluation.verdict_on_curve(run.history, folder, epoch)]
+                told += evaluation.verdict_on_samples(metrics)
                 minutes = sum(row["seconds"] for row in run.history) / 60
-                metrics = {"verdict": " ".join(told), "training_minutes": minutes} | metrics
+                metrics = {"verdict": " ".join(told), "epoch": epoch, "training_minutes": minutes} | metrics
                 write_training(folder, data, run.history, forward_film(run.model), kept_samples(folder))
                 write_report(folder, config.given, vars(config), metrics, film)
         except KeyboardInterrupt as stop:
@@ -753,7 +817,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", load_data: 
     saved = load_checkpoint(find_checkpoint(path))
     config = resolve(flags, saved["config"])
     model = new_model(config, read_data(config) if load_data else restore(saved["data"]), device, saved)
-    model.denoiser.load_state_dict(saved["average"])
+    model.denoiser.load_state_dict(chosen_weights(saved, config.keep)[1])
     model.denoiser.requires_grad_(False).eval()
     if config.compile:
         model.denoiser.compile()

@@ -11,6 +11,7 @@ axis of length one holds for all. Keyword arguments are the command line's flags
 ValueError where they do not fit together.
 """
 
+import collections
 import itertools
 
 import torch
@@ -33,6 +34,13 @@ class Denoiser(nn.Module):
     def sample(self, reverse, cond) -> Tensor:
         """x_0 given cond. `reverse(denoiser, shape, cond)` runs a whole reverse process for samples of `shape`."""
         return reverse(self, self.shape, cond)
+
+    def fit(self, batches) -> None:
+        """Before the first step, set what follows from the data in closed form; batches are (x_0, cond, weight)."""
+
+    def residual(self, x_0: Tensor, cond) -> Tensor:
+        """What is left of x_0 to be learned by denoising."""
+        return x_0
 
     def guided(self, x_t: Tensor, t: Tensor, cond, guidance: float) -> Tensor:
         """The prediction with classifier-free guidance: uncond + guidance * (cond - uncond).
@@ -220,6 +228,7 @@ class RNN(Denoiser):
         difference: int,
         features: int,
         categories: list[int],
+        linear: bool,
         num_timesteps: int,
         hidden_size: int,
         hidden_layers: int,
@@ -234,6 +243,7 @@ class RNN(Denoiser):
         self.embed_categories = nn.ModuleList(zero(nn.Embedding(number + 1, CATEGORY_SIZE)) for number in categories)
         inputs = shape[1] * (len(self.lags) + len(self.level_lags)) + features + CATEGORY_SIZE * len(categories)
         self.encoder = Encoder(inputs, hidden_size)
+        self.linear = LinearForecast(shape[1], len(self.lags) + len(self.level_lags)) if linear else None
         self.dropout = nn.Dropout(dropout)
         embed = embedding(time_embedding, embedding_size, scale=1000)
         self.denoiser = VectorDenoiser(shape[1], 2 * hidden_size, hidden_layers, num_timesteps, embed)
@@ -247,15 +257,32 @@ class RNN(Denoiser):
         return torch.cat(known, 2)
 
     def inputs(self, lagged, location: Tensor, scale: Tensor, features: Tensor) -> Tensor:
-        """What the encoder reads, (batch, time, inputs); `lagged(lag)` are the values `lag` steps before each step.
+        """What the encoder reads, (batch, time, inputs): the regressors and the features. What is missing is 0."""
+        past = self.regressors(lagged, location, scale).transpose(2, 3).flatten(2)
+        return torch.cat([past.nan_to_num(0).clamp(-10, 10), features], 2)
+
+    def regressors(self, lagged, location: Tensor, scale: Tensor) -> Tensor:
+        """What is known of earlier values, (batch, time, dimensions, lags), NaN where one is missing.
 
         In units of `scale`: earlier changes and, for one dimension or where these are over a season, how far the values
-        then stood from where the change begins. What is missing is 0.
+        then stood from where the change begins. `lagged(lag)` are the values `lag` steps before each step.
         """
         past = [self.change(lagged, lag) - location[:, None] for lag in self.lags]
         past += [lagged(lag) - lagged(self.difference) for lag in self.level_lags]
-        past = torch.cat(past, 2) / scale.repeat(1, len(past))[:, None]
-        return torch.cat([past.nan_to_num(0).clamp(-10, 10), features], 2)
+        return torch.stack(past, 3) / scale[:, None, :, None]
+
+    def of_forecast(self, cond) -> Tensor:
+        """The regressors of the steps to forecast, where their past goes on to the end of the forecast."""
+        length = self.shape[0]
+        first = cond.values.shape[1] - length
+        return self.regressors(lambda lag: cond.values[:, first - lag :][:, :length], cond.location, cond.scale)
+
+    def fit(self, batches) -> None:
+        if self.linear:
+            self.linear.fit((self.of_forecast(cond), x_0, weight) for x_0, cond, weight in batches)
+
+    def residual(self, x_0: Tensor, cond) -> Tensor:
+        return self.linear.residual(x_0, self.of_forecast(cond)) if self.linear else x_0
 
     def change(self, lagged, lag: int) -> Tensor:
         """The change over `difference` steps that ended `lag` steps ago."""
@@ -296,7 +323,10 @@ class RNN(Denoiser):
         for step in range(self.shape[0]):
             inputs = self.inputs(before_next, location, scale, features[:, step : step + 1])
             hidden, state = self.encoder(inputs, state)
-            path.append(reverse(self.denoiser, (1, self.shape[1]), self.project(hidden))[:, 0])
+            drawn = reverse(self.denoiser, (1, self.shape[1]), self.project(hidden))
+            if self.linear:
+                drawn = self.linear.forecast(drawn, self.regressors(before_next, location, scale))
+            path.append(drawn[:, 0])
             value = path[-1] * scale + location
             forecast.append(value + before_next(self.difference)[:, 0] if self.difference else value)
         return torch.stack(path, 1)
@@ -305,6 +335,56 @@ class RNN(Denoiser):
         """Compile both halves, which sampling calls one by one."""
         self.encoder.compile(**settings)
         self.denoiser.compile(**settings)
+
+
+class LinearForecast(nn.Module):
+    """A linear autoregression, of which the denoiser learns what is left; untrained, that is Gaussian noise.
+
+    Regressors are (batch, time, dimensions, lags), NaN where one is missing; each dimension has its own weights.
+    """
+
+    def __init__(self, dimensions: int, lags: int):
+        super().__init__()
+        self.register_buffer("weights", torch.zeros(dimensions, 1 + lags))
+        self.register_buffer("spread", torch.ones(dimensions))
+
+    def mean(self, regressors: Tensor) -> Tensor:
+        """The forecast (batch, time, dimensions)."""
+        return (F.pad(regressors.nan_to_num(0), (1, 0), value=1.0) * self.weights).sum(3)
+
+    def residual(self, x_0: Tensor, regressors: Tensor) -> Tensor:
+        """What is left of x_0, in units of its spread."""
+        return (x_0 - self.mean(regressors)) / self.spread
+
+    def forecast(self, residual: Tensor, regressors: Tensor) -> Tensor:
+        """x_0 that leaves this residual."""
+        return self.mean(regressors) + self.spread * residual
+
+    @torch.no_grad()
+    def fit(self, batches) -> None:
+        """Fit by ridge regression to batches of (regressors, x_0, weight), to steps whose regressors are all known.
+
+        The penalty is that of the least generalised cross-validation (Golub, Heath & Wahba 1979), whose error, larger
+        than that of the fit, is the spread.
+        """
+        regressors, x_0, weight = (torch.cat(part).double() for part in zip(*batches))
+        length = x_0.shape[1]
+        known = weight * regressors.isfinite().all(3)
+        weight = known if 2 * known.sum() >= weight.sum() else weight
+        regressors = F.pad(regressors.nan_to_num(0), (1, 0), value=1.0)
+        for i, (x, y, w) in enumerate(zip(regressors.unbind(2), x_0.unbind(2), weight.unbind(2))):
+            x, y = x[w > 0], y[w > 0]
+            size = (x**2).mean(0).clamp(min=1e-12).sqrt()
+            u, s, v = torch.linalg.svd(x / size / len(x) ** 0.5, full_matrices=False)
+            projection = u.T @ y / len(x) ** 0.5
+            penalties = 10.0 ** torch.arange(-6, 3.01, 0.5, dtype=torch.float64)[:, None]
+            shrink = s**2 / (s**2 + penalties)
+            error = (y**2).mean() - (shrink * (2 - shrink) * projection**2).sum(1)
+            effective = max(2, len(x) / length)  # a time is in as many windows as a forecast has steps
+            score = error.clamp(min=1e-12) / (1 - shrink.sum(1) / effective).clamp(min=0.05) ** 2
+            best = score.argmin()
+            self.weights[i] = (v.T @ (shrink[best] / s.clamp(min=1e-12) * projection) / size).float()
+            self.spread[i] = score[best].sqrt().float()
 
 
 class Encoder(nn.Module):
@@ -396,27 +476,36 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move each weight against its orthogonal update."""
+        """Move each weight against its orthogonal update; those of matrices of one shape are computed together."""
         for group in self.param_groups:
+            updates = collections.defaultdict(list)
             for weight in group["params"]:
                 state = self.state[weight]
                 if not state:
                     state["average"] = torch.zeros_like(weight)
                 average = state["average"]
                 average.lerp_(weight.grad, 1 - group["momentum"])
-                update = orthogonal(weight.grad.lerp(average, group["momentum"]).flatten(1))  # Nesterov's momentum
-                rows, columns = update.shape
-                weight.sub_(group["lr"] * max(1, rows / columns) ** 0.5 * update.view(weight.shape))
+                update = weight.grad.lerp(average, group["momentum"]).flatten(1)  # Nesterov's momentum
+                updates[update.shape].append((weight, update))
+            for (rows, columns), pairs in updates.items():
+                weights, moves = zip(*pairs)
+                moves = group["lr"] * max(1, rows / columns) ** 0.5 * orthogonal(torch.stack(moves))
+                for weight, move in zip(weights, moves):
+                    weight.sub_(move.view(weight.shape))
 
 
-def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """About U V^T for the matrix U S V^T: singular values between 0.7 and 1.2, by Newton-Schulz iterations."""
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / (x.norm() + 1e-7)
+def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+    """About U V^T for each matrix U S V^T of (n, rows, columns): singular values between 0.7 and 1.2.
+
+    By Newton-Schulz iterations: X <- 3.4445 X + (2.0315 A A - 4.775 A) X, A = X X^T, with Jordan's coefficients.
+    """
+    upright = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if upright else matrices
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     for _ in range(steps):
-        a = x @ x.T
-        x = 3.4445 * x + (2.0315 * a @ a - 4.775 * a) @ x  # Jordan's coefficients
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+        a = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.775, alpha=2.0315), x, beta=3.4445)
+    return x.mT if upright else x
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -9,6 +9,7 @@ import torch
 from helpers import begin
 
 from ddpm import NoiseScheduler
+from models import Denoiser
 from tiny_diffusion import evaluation
 
 
@@ -18,7 +19,8 @@ def history(epochs, loss, held_out, scatter=0.02, every=1):
     rows = []
     for epoch in range(1, epochs + 1):
         noisy = [curve(epoch) * math.exp(scatter * generator.normal()) for curve in (loss, held_out)]
-        rows.append({"epoch": epoch, "loss": noisy[0], "held_out_loss": None if epoch % every else noisy[1]})
+        checked = None if epoch % every else noisy[1]
+        rows.append({"epoch": epoch, "step": 10 * epoch, "loss": noisy[0], "held_out_loss": checked})
     return rows
 
 
@@ -34,8 +36,8 @@ def memorised(epoch):
     return falling(min(epoch, 100)) * (1 + 0.002 * max(0, epoch - 100))
 
 
-def judge(rows, kept=range(10, 1001, 10)):
-    return evaluation.verdict_on_curve(rows, Path("exps/a"), kept)
+def judge(rows, taken=None):
+    return evaluation.verdict_on_curve(rows, Path("exps/a"), taken or len(rows))
 
 
 @pytest.mark.parametrize("scatter", [0, 0.02])
@@ -52,11 +54,26 @@ def test_a_loss_that_has_become_flat_has_had_enough(every):
 
 
 @pytest.mark.parametrize("every", [1, 12])
-def test_a_rising_held_out_loss_is_memorising_since_its_lowest_and_names_the_checkpoint_kept_nearest(every):
-    told = judge(history(500, power_law, memorised, every=every), kept=[50, 120, 500])
-    assert told.startswith("Memorising: since epoch ") and "exps/a/checkpoints/epoch_0120.pt" in told
-    assert int(told.split("since epoch ")[1].split(",")[0]) == pytest.approx(105, abs=25)
+def test_a_rising_held_out_loss_is_memorising_since_its_lowest_and_says_which_epoch_was_taken(every):
+    rows = history(500, power_law, memorised, scatter=0.002, every=every)
+    told = judge(rows, taken=96)
+    assert told.startswith("Memorising: since epoch ") and "Samples are those of epoch 96." in told
+    assert int(told.split("since epoch ")[1].split(" ")[0]) == pytest.approx(95, abs=15)
     assert "risen by 7" in told or "risen by 8" in told
+    assert "--keep best" in judge(rows)
+
+
+def test_training_is_done_when_the_held_out_loss_has_risen_for_half_as_long_as_it_fell():
+    rows = history(500, power_law, memorised, scatter=0)
+    ends = [epoch for epoch in range(1, 501) if evaluation.only_rises(rows[:epoch])]
+    assert ends == list(range(150, 501))  # the lowest is at 100, and 3% above it at 115
+    flat = history(500, falling, falling, scatter=0.005)
+    assert not any(evaluation.only_rises(flat[:epoch]) for epoch in range(1, 501))
+
+
+def test_what_is_too_little_to_validate_with_is_not_judged():
+    rows = [row | {"held_out_loss": None} for row in history(50, falling, falling)]
+    assert judge(rows).startswith("Not judged: too little data")
 
 
 def test_a_training_loss_that_jumps_is_unstable_and_scatter_alone_is_not():
@@ -104,7 +121,7 @@ def test_samples_that_are_copies_or_have_a_tint_are_told_and_others_are_not(metr
 def test_losses_are_those_of_the_definition_at_evenly_spread_times_and_the_same_again():
     model = begin(dataset="digits", num_timesteps=50, time_power=2.0, hidden_size=16).model
     data, scheduler = model.data, model.scheduler
-    zero = torch.nn.Module()
+    zero = Denoiser(data.shape, 50)
     zero.forward = lambda x_t, t, cond: torch.zeros_like(x_t)
     model.denoiser = zero
     times, found = evaluation.losses(model, data.held_out(64, 250, "cpu"), 250)
@@ -133,12 +150,12 @@ def test_the_loss_by_noise_level_parts_where_training_items_are_known_by_heart(t
     model = begin(dataset="digits", prediction_type="sample", eval_batch_size=100).average
     items = model.data.encode(torch.from_numpy(model.data.items[model.data.train]))
 
-    class Memory(torch.nn.Module):
+    class Memory(Denoiser):
         def forward(self, x_t, t, cond):
             signal = model.scheduler.signal[t].view(-1, 1)
             return items[torch.cdist(x_t.flatten(1), items.flatten(1) * signal.mean()).argmin(1)]
 
-    model.denoiser = Memory()
+    model.denoiser = Memory(model.data.shape, 50)
     means = evaluation.write_noise_levels(model, tmp_path, 400)
     assert set(means) == {"loss_of_training_items", "loss_of_held_out_items"}
     assert means["loss_of_training_items"] < 0.8 * means["loss_of_held_out_items"]

@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import HOURS, LENGTH, load, rnn, row
 
-from models import MLP, Attention, Muon, UNet, optimizers, orthogonal
+from models import MLP, Attention, LinearForecast, Muon, UNet, optimizers, orthogonal
 
 EMBEDDING = {"embedding_size": 128, "time_embedding": "sinusoidal"}
 
@@ -119,12 +120,13 @@ def test_torch_torchvision_and_torchaudio_fit_together():
 @pytest.mark.parametrize("shape", [(8, 8), (8, 72), (96, 16)])
 def test_orthogonal_keeps_the_singular_vectors_and_makes_the_values_nearly_one(shape):
     """U V^T by a singular value decomposition; the iteration leaves values between 0.7 and 1.2."""
-    matrix = torch.randn(shape, dtype=torch.float64)
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    inner = u.T @ orthogonal(matrix) @ v.T
-    torch.testing.assert_close(inner, torch.diag(inner.diagonal()), rtol=0, atol=1e-9)
-    large = s > 0.02 * s.max()  # what is nearly zero needs more steps
-    assert ((inner.diagonal() > 0.65) & (inner.diagonal() < 1.25))[large].all()
+    matrices = torch.randn(2, *shape, dtype=torch.float64)
+    for matrix, found in zip(matrices, orthogonal(matrices)):
+        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+        inner = u.T @ found @ v.T
+        torch.testing.assert_close(inner, torch.diag(inner.diagonal()), rtol=0, atol=1e-9)
+        large = s > 0.02 * s.max()  # what is nearly zero needs more steps
+        assert ((inner.diagonal() > 0.65) & (inner.diagonal() < 1.25))[large].all()
 
 
 @pytest.mark.parametrize("shape", [(24, 16), (16, 24)])
@@ -231,3 +233,29 @@ def test_each_path_continues_its_own_window(gluonts_folder):
     for i in range(7):
         torch.testing.assert_close(paths(range(i, i + 1))[0], whole[i], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(whole[6], whole[0])
+
+
+def test_a_linear_forecast_is_ridge_regression_and_its_residual_undoes_it():
+    """On as good as noiseless data the weights are the true ones; on noise alone they are next to nothing."""
+    generator = torch.Generator().manual_seed(0)
+    lagged = torch.randn(200, 6, 2, 3, generator=generator)
+    true = torch.tensor([[1.0, -0.5, 0.2], [0.0, 2.0, 0.3]])
+    noise = torch.randn(200, 6, 2, generator=generator)
+    x_0 = 0.7 + (lagged * true).sum(3) + 0.01 * noise
+    linear = LinearForecast(2, 3)
+    linear.fit([(lagged[:150], x_0[:150], torch.ones(150, 6, 2)), (lagged[150:], x_0[150:], torch.ones(50, 6, 2))])
+    torch.testing.assert_close(linear.weights, F.pad(true, (1, 0), value=0.7), rtol=0.01, atol=0.01)
+    assert linear.spread.tolist() == pytest.approx([0.01, 0.01], rel=0.2)
+    torch.testing.assert_close(linear.forecast(linear.residual(x_0, lagged), lagged), x_0)
+    linear.fit([(lagged, noise, torch.ones(200, 6, 2))])
+    assert linear.weights.abs().max() < 0.1 and linear.spread.tolist() == pytest.approx([1, 1], abs=0.1)
+
+
+def test_a_linear_forecast_learns_from_known_values_alone():
+    lagged = torch.randn(100, 4, 1, 2, generator=torch.Generator().manual_seed(0))
+    x_0, weight = 2 * lagged[..., 0] - lagged[..., 1], torch.ones(100, 4, 1)
+    x_0[:20], weight[:20] = 1e6, 0
+    lagged[20:40, :, :, 1] = torch.nan
+    linear = LinearForecast(1, 2)
+    linear.fit([(lagged, x_0, weight)])
+    torch.testing.assert_close(linear.weights, torch.tensor([[0.0, 2.0, -1.0]]), rtol=0.01, atol=0.01)

@@ -178,7 +178,7 @@ def test_a_known_covariate_is_read_to_the_end_of_the_forecast(tmp_path, ddpm_com
     expected = (values[:, 1] - values[: data_end(tmp_path), 1].mean()) / values[: data_end(tmp_path), 1].std()
     steps, (level, change) = np.arange(HOURS - data.context_length, HOURS + LENGTH), data.past.features[0, :, -2:].T
     np.testing.assert_allclose(level, expected[steps], rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(change, (expected[steps] - expected[steps - 24]), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(change, (expected[steps] - expected[steps - data.difference]), rtol=1e-3, atol=1e-4)
     assert ddpm_command("--sample", path).returncode == 0
     (forecast,) = ddpm.predictor(path).predict(
         [{"target": values[:100, 0], "start": start, "feat_dynamic_real": values[None, : 100 + LENGTH, 1]}]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, begin, train_epochs, waves, write_csv
+from helpers import ROOT, begin, load, train_epochs, waves, write_csv
 
 import ddpm
 from ddpm import NoiseScheduler
@@ -230,3 +230,38 @@ def test_a_checkpoint_is_written_when_the_last_is_ten_seconds_old(ddpm_command, 
     assert ddpm_command(*points, "--train_batch_size", 8000, "--epochs", 12, "--save_every", 50).returncode == 0
     epochs = [epoch for name, epoch in written if name == "checkpoint.pt"]
     assert epochs[:2] == [0, 1] and epochs[-1] == 12 and 4 <= len(epochs) < 8
+
+
+@pytest.mark.parametrize(
+    "given, items, expected",
+    [
+        ({}, 200, (2000, 125)),  # 2,000 steps of one batch
+        ({}, 8000, (320, 40)),  # the usual epochs of 7 steps are more
+        ({"steps": 100}, 8000, (15, 1)),
+        ({"epochs": 30}, 200, (30, 40)),
+        ({"steps": 500, "save_every": 7}, 200, (500, 7)),
+    ],
+)
+def test_a_run_is_as_long_as_its_data_needs(given, items, expected):
+    config, data = ddpm.resolve({"dataset": "moons"} | given), load("moons")
+    data.train = data.train[:items]
+    if "epochs" not in given:
+        ddpm.settle(config, given, data)
+    assert (config.epochs, config.save_every) == expected
+
+
+def test_samples_come_from_the_lowest_held_out_loss_and_a_run_that_only_rises_ends(ddpm_command, monkeypatch):
+    losses = iter([3.0, 1.0, 1.02, 1.05, 1.5, 1.5, 1.5])
+    monkeypatch.setattr(ddpm.evaluation, "held_out_loss", lambda *_: next(losses))
+    flags = ["--dataset", "moons", "--limit", 300, "--num_timesteps", 10, "--hidden_size", 8, "--num_samples", 100]
+    assert ddpm_command(*flags, "--epochs", 6, "--save_every", 1, "--experiment_name", "a").returncode == 0
+    state = torch.load("exps/a/checkpoint.pt", weights_only=True)
+    second = torch.load("exps/a/checkpoints/epoch_0002.pt", weights_only=True)["average"]
+    assert len(state["history"]) == 4 and state["best"]["epoch"] == 2
+    for name, weight in ddpm.load_model("exps/a/checkpoint.pt").denoiser.state_dict().items():
+        assert torch.equal(weight, second[name])
+    last = ddpm.load_model("exps/a/checkpoint.pt", keep="last").denoiser.state_dict()
+    assert all(torch.equal(last[name], weight) for name, weight in state["average"].items())
+    losses = iter([3.0, 1.0, 1.02, 1.05, 1.5, 1.5, 1.5])
+    assert ddpm_command(*flags, "--epochs", 6, "--keep", "last", "--experiment_name", "b").returncode == 0
+    assert len(torch.load("exps/b/checkpoint.pt", weights_only=True)["history"]) == 6

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from helpers import HOURS, LENGTH, load
 
+from tiny_diffusion import windows
 from tiny_diffusion.windows import steps_between
 
 
@@ -31,3 +32,27 @@ def test_periods_of_several_units_are_counted_in_steps():
     first = pd.Period("2024-01-01", "30min")
     assert steps_between(first, first + 7) == 7
     assert steps_between(pd.Period("2024-01-01", "W"), pd.Period("2024-01-01", "W") + 3) == 3
+
+
+def series_of(values, freq="D"):
+    start = pd.Period("2020-01-01", freq)
+    return [windows.Group(0, start, np.asarray(values, float)[:, None], np.empty((len(values), 0)), len(values), [])]
+
+
+def test_a_season_is_found_where_changes_repeat_and_none_in_noise_and_walks():
+    generator, time = np.random.default_rng(0), np.arange(600)
+    weekly = np.where(time % 7 < 5, 100, 20) + generator.normal(size=600)
+    monthly = 100 * 1.01 ** time[:150] * (1 + 0.3 * np.sin(time[:150] * np.pi / 6)) + generator.normal(size=150)
+    assert windows.season_of(series_of(weekly), "D") == 7
+    assert windows.season_of(series_of(np.where(time % 50 == 3, np.nan, weekly)), "D") == 7
+    assert windows.season_of(series_of(monthly), "M") == 12
+    both = np.resize(generator.normal(size=168), 600) + np.sin(time * np.pi / 12)
+    assert windows.season_of(series_of(both, "h"), "h") == 168
+    for noise in (generator.normal(size=600), generator.normal(size=600).cumsum(), 3.0 * time, np.ones(600)):
+        assert windows.season_of(series_of(noise), "D") == windows.season_of(series_of(noise[:10]), "M") == 1
+
+
+def test_a_single_series_looks_back_around_its_season_within_half_of_its_rows():
+    assert windows.lags_of_one("M", 12, 200) == [1, 2, 3, 4, 5, 6, 11, 12, 13, 24, 25, 36]
+    assert windows.lags_of_one("M", 12, 48) == [1, 2, 3, 4, 5, 6, 11, 12, 13]
+    assert windows.lags_of_one("Y", 1, 5) == [1, 2]

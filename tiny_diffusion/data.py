@@ -77,6 +77,10 @@ class Data:
         self.items, self.labels, self.train, self.test = items, labels, train, test
         self._resident = None
 
+    def recipe(self) -> dict:
+        """Settings that suit this much data better than the defaults of its modality do."""
+        return {}
+
     def check(self) -> None:
         """Raise ValueError, or what wrong sizes lead to, unless the facts fit together."""
         x = torch.zeros(1, *self.shape)
@@ -162,7 +166,10 @@ class Data:
         yield from self.read(in_batches(self.test, batch_size, number), device)
 
     def validation(self, batch_size: int, number: int, device):
-        """`held_out`, for the loss while training: before the test data begins, where there is an order of time."""
+        """`held_out`, for the loss while training: before the test data begins, where there is an order of time.
+
+        None where there is too little data for that.
+        """
         return self.held_out(batch_size, number, device)
 
     def read(self, batches, device):

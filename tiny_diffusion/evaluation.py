@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tiny_diffusion.machine import process, progress_bar
@@ -21,6 +22,7 @@ CHECKED = (100, 1000)  # held-out items for the loss after an epoch: a twentieth
 CHECKED_SHARE = 0.06  # of all items are they at most: a call takes a third of a training step, so 2% of the time
 LEVELS = 20  # of noise, in the picture of the loss
 RISE, FALL = 0.03, 0.03  # of the held-out loss: what counts as memorising, and as worth twice the epochs
+PATIENCE = 1.5  # times the steps to the lowest held-out loss, after which training stops if it has risen
 COPIED = 0.7  # of held-out items' distance to the nearest training item: samples nearer than that are copies
 
 
@@ -41,6 +43,7 @@ def losses(model, batches, number: int) -> tuple[np.ndarray, np.ndarray]:
         if data.classes:
             hidden = torch.rand(len(x_0), generator=generator, device=device) < LABEL_DROPOUT
             cond = cond.masked_fill(hidden, len(data.classes))
+        x_0 = model.denoiser.residual(x_0, cond)
         prediction = model.predict(scheduler.add_noise(x_0, noise, t), t, cond)
         error = (prediction - scheduler.target(x_0, noise, t)) ** 2
         weight = torch.ones_like(error) if weight is None else weight
@@ -53,10 +56,15 @@ def held_out_loss(model, epoch: int, items: int) -> float | None:
     """The loss, after an epoch of `items`, at held-out items, times and noises that stay the same; None if not due."""
     number = int(np.clip(items // 20, *CHECKED))
     every = math.ceil(number / (CHECKED_SHARE * items))
-    if process()[0] > 0 or (epoch % every and epoch != model.config.epochs):
-        return None
     batches = model.data.validation(model.config.eval_batch_size, number, model.scheduler.device)
-    return losses(model, batches, number)[1].mean().item()
+    if batches is None or (epoch % every and epoch != model.config.epochs):
+        return None
+    loss = torch.empty(1, device=model.scheduler.device)
+    if process()[0] == 0:
+        loss.fill_(losses(model, batches, number)[1].mean())
+    if process()[1] > 1:
+        dist.broadcast(loss, 0)  # all stop at the same epoch
+    return loss.item()
 
 
 def write_noise_levels(model, folder: Path, number: int) -> dict:
@@ -69,7 +77,8 @@ def write_noise_levels(model, folder: Path, number: int) -> dict:
     number -= number % size
     epochs = (data.batches(size, config.seed, epoch, device) for epoch in itertools.count())
     items = {"training items": itertools.islice(itertools.chain.from_iterable(epochs), number // size)}
-    items["held-out items"] = data.validation(size, number, device)
+    if held_out := data.validation(size, number, device):
+        items["held-out items"] = held_out
     curves, means = {}, {}
     for name, batches in items.items():
         times, found = losses(model, batches, number)
@@ -130,19 +139,37 @@ def bound_terms(scheduler, x_0: Tensor, predicted: Tensor, t: Tensor, bin_width:
     return torch.where(t > 1, divergence, -mass.clamp(min=1e-12).log())
 
 
-def verdict_on_curve(history: list[dict], folder, kept: list[int]) -> str:
-    """What the log of the run in `folder`, with checkpoints of the epochs `kept`, says, and what to do about it.
+def checks(history: list[dict]) -> pd.DataFrame:
+    """The epochs of a log at which the held-out loss was measured."""
+    log = pd.DataFrame(history, columns=["epoch", "step", "held_out_loss"], dtype=float)
+    return log.dropna().set_index("epoch")
+
+
+def only_rises(history: list[dict]) -> bool:
+    """Whether the held-out loss has risen by RISE since its lowest, and for half as many steps as that took."""
+    found = checks(history)
+    if len(found) < 3:
+        return False
+    best, last = found.loc[found["held_out_loss"].idxmin()], found.iloc[-1]
+    risen = last["held_out_loss"] > (1 + RISE) * best["held_out_loss"]
+    return bool(risen and last["step"] >= PATIENCE * best["step"])
+
+
+def verdict_on_curve(history: list[dict], folder, taken: int) -> str:
+    """What the log of the run in `folder`, whose samples are of epoch `taken`, says, and what to do about it.
 
     The first that holds of these, once the second half has three held-out losses:
 
     - unstable: over the five epochs before, the training loss jumps by half and by six times its usual change;
-    - memorising: the held-out loss has risen by RISE since its lowest, both smoothed over a tenth of the run;
+    - memorising: the held-out loss, smoothed over a tenth of the run, has risen by RISE since its lowest;
     - still falling: a straight line through the second half, on logarithmic axes, falls by FALL when epochs double;
     - long enough.
     """
-    log = pd.DataFrame(history, columns=["epoch", "loss", "held_out_loss"], dtype=float).set_index("epoch")
-    loss, held_out, epochs = np.log(log["loss"]), log["held_out_loss"].dropna(), len(log)
+    log = pd.DataFrame(history, columns=["epoch", "loss"], dtype=float).set_index("epoch")
+    loss, held_out, epochs = np.log(log["loss"]), checks(history)["held_out_loss"], len(log)
     longer = command_line({"resume": True, "experiment_name": folder.name, "epochs": 2 * epochs})
+    if held_out.empty:
+        return "Not judged: too little data to validate with. The length follows from the size of the data."
     later = held_out[held_out.index >= epochs / 2]
     if len(later) < 3:
         return f"Too short to judge. Train longer: {longer}"
@@ -153,9 +180,9 @@ def verdict_on_curve(history: list[dict], folder, kept: list[int]) -> str:
     smooth = held_out.rolling(1 + len(held_out) // 10, center=True, min_periods=1).mean()
     rise, best = smooth.iloc[-1] / smooth.min() - 1, smooth.idxmin()
     if rise > RISE:
-        path = folder / "checkpoints" / f"epoch_{min(kept, key=lambda epoch: abs(epoch - best)):04d}.pt"
-        since = f"since epoch {best:.0f}, the held-out loss has risen by {rise:.0%}"
-        return f"Memorising: {since}. Draw from the checkpoint kept nearest to it, --sample {path}, or find more data."
+        which = "the last epoch's; --keep best draws from the lowest" if taken == epochs else f"those of epoch {taken}"
+        since = f"since epoch {best:.0f} of {epochs}, the held-out loss has risen by {rise:.0%}"
+        return f"Memorising: {since}. Samples are {which}. More data would help, more epochs would not."
     fall = 1 - math.exp(np.polyfit(np.log2(later.index), np.log(later), 1)[0])
     if fall > FALL:
         return f"Still falling: twice the epochs would lower the held-out loss by about {fall:.0%}. Go on: {longer}"

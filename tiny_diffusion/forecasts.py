@@ -73,14 +73,14 @@ def mean_change(values: np.ndarray, lag: int) -> np.ndarray:
 
 def last_season(data) -> np.ndarray:
     """The seasonal-naive forecast: the last season over and over."""
-    season = data.past.values[:, -get_seasonality(data.freq) :].numpy()
+    season = data.filled[:, -data.facts.season :]
     return season[None][:, :, np.arange(data.prediction_length) % season.shape[1]]
 
 
 def random_walk(data, number: int) -> np.ndarray:
     """`number` paths whose changes over `difference` steps, or 1, are drawn from those of each window's own past."""
     generator, paths = np.random.default_rng(0), []
-    for known, past in zip(data.test, data.past.values.numpy()):
+    for known, past in zip(data.test, data.filled):
         difference = data.difference if 0 < 2 * data.difference <= len(known) else 1
         moves = np.nan_to_num(known[difference:] - known[:-difference])
         seasons = -(-data.prediction_length // difference)
@@ -196,6 +196,8 @@ class Forecaster(Predictor):
     def window(self, entry: dict) -> Windows:
         """The one window that forecasts what comes after an entry."""
         data, (values, covariates) = self.data, target_and_covariates(entry)
+        if not np.isfinite(values).any(0).all():
+            raise ValueError("target: no value to forecast from")
         expected, given = (data.shape[1], data.freq), (values.shape[1], entry["start"].freqstr)
         if given != expected:
             raise ValueError("made for {} dimensions every {}, not {} every {}".format(*expected, *given))

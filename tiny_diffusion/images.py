@@ -20,6 +20,7 @@ from tiny_diffusion.files import attempt, decoded, files_below, labels_by_folder
 from tiny_diffusion.messages import UsageError, downloading, reading
 
 FRECHET_SAMPLES = 2048  # as many as Inception has features, for their covariance to have full rank
+FEW, SMALL_BATCH = 1000, 32  # of fewer items than that, a step takes so many
 COLUMNS = 10  # of a grid of images: with ten classes, one for each
 PAIRS = 25  # samples in a picture with their nearest training items
 COMPARED = 200  # samples, and held-out items, whose nearest training items are looked for
@@ -56,6 +57,9 @@ class Pixels(Data):
         low, high = (low - facts.mean) / facts.std, (high - facts.mean) / facts.std
         self.interval = low.min().item(), high.max().item()
         self.bin_width = 1 / facts.std if np.issubdtype(facts.dtype, np.integer) else None
+
+    def recipe(self):
+        return {"train_batch_size": SMALL_BATCH} if len(self.train) < FEW else {}
 
     def network_settings(self):
         return {"num_classes": len(self.classes or ())}

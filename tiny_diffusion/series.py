@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import warnings
 from typing import Annotated, Literal
 
 import numpy as np
@@ -24,8 +25,9 @@ from tiny_diffusion.windows import (
     changes,
     concatenated,
     lags_of,
+    lags_of_one,
     last_seen,
-    reach_of,
+    season_of,
     steps_between,
     training_rows,
     typical_scale,
@@ -51,7 +53,10 @@ class SeriesFacts(Facts):
     names: list[Text]
     context_length: Annotated[Size, Field(lt=2**17)]
     difference: Annotated[Count, Field(lt=2**17)]
+    lags: list[Size]
+    season: Size
     scaling: Literal["mean", "standard"]
+    range: tuple[Number, Number] | None = None  # that forecasts are cut to
     typical_scales: list[list[Positive | None]]
     categories: list[list[Count]]
     covariates: dict[Text, tuple[Number, Positive]]
@@ -61,12 +66,15 @@ class SeriesFacts(Facts):
 
     @model_validator(mode="before")
     @classmethod
-    def rename(cls, facts: dict) -> dict:
-        """Facts as checkpoints had them before they could hold tensors."""
+    def complete(cls, facts: dict) -> dict:
+        """Facts as checkpoints had them before they had lags of their own, and before they could hold tensors."""
+        if "lags" not in facts:
+            lags = lags_of(facts["freq"], facts["shape"][1])
+            facts = facts | {"lags": lags, "season": get_seasonality(facts["freq"])}
         if "recent" not in facts:
             return facts
         starts, (length, dimensions) = facts["ends"], facts["shape"]
-        rows = reach_of(facts["freq"], dimensions, facts["difference"], facts["context_length"])
+        rows = max(facts["lags"]) + facts["difference"] + facts["context_length"]
         pasts, covariates = (np.frombuffer(facts[name].encode("latin-1"), np.float32) for name in ("recent", "known"))
         return facts | {
             "typical_scales": facts["typical"],
@@ -101,14 +109,15 @@ class Series(Data):
         self.typical_scales = torch.tensor(np.array([*facts.typical_scales, unknown], np.float32))
         new = [max(column) + 1 for column in zip(*facts.categories)]
         self.categories = torch.tensor(np.array([*facts.categories, new], int))
-        self.lags = lags_of(self.freq, dimensions)
-        self.past_length = reach_of(self.freq, dimensions, self.difference, self.context_length)
+        self.past_length = max(facts.lags) + self.difference + self.context_length
         if windows is None:
             starts = [pd.Period(start, self.freq) for start in facts.forecast_starts]
             pasts, covariates = facts.last_pasts.numpy(), facts.last_covariates.numpy()
             windows = Windows(pasts, starts, np.arange(len(starts)), covariates)
         self.windows, self.validated, self.histories = windows, validated, len(windows.starts)
         self.animated = int(np.clip(40000 // (self.histories * math.prod(self.shape)), 1, 40))
+        self.filled = np.stack([last_seen(past) for past in windows.pasts]).astype(float)
+        self.anchors = np.stack([self.anchor_of(past) for past in self.filled])
         self.past = self.past_of_windows()
 
     def continuing(self, windows: Windows) -> "Series":
@@ -130,10 +139,20 @@ class Series(Data):
         if not all(fitting):
             raise ValueError("sizes that do not fit together")
 
+    def recipe(self):
+        if len(self.facts.names) > 1:
+            return {}
+        small = {"hidden_size": 32, "embedding_size": 32, "dropout": 0.5, "learning_rate": 1e-3}
+        return small | {"steps": int(np.clip(1.5 * len(self.train), 100, 1000))}
+
     def network_settings(self):
-        cardinalities = (self.categories[-1] + 1).tolist()
-        features = self.past.features.shape[2]
-        return {"lags": self.lags, "difference": self.difference, "features": features, "categories": cardinalities}
+        return {
+            "lags": self.facts.lags,
+            "difference": self.difference,
+            "features": self.past.features.shape[2],
+            "categories": (self.categories[-1] + 1).tolist(),
+            "linear": len(self.facts.names) == 1,
+        }
 
     def steps_per_epoch(self, batch_size):
         return max(1, min(len(self.train), EPOCH_WINDOWS) // batch_size)
@@ -162,7 +181,8 @@ class Series(Data):
         times = calendar(first, max(offset + group.train_end for offset, group in zip(offsets, groups)), self.freq)
         above, parts = ((self.past_length, 0), (0, 0)), []
         for offset, group in zip(offsets, groups):
-            values = np.pad(group.values[: group.train_end], above, constant_values=np.nan)
+            values = group.values[: group.train_end]
+            values = np.pad(values - self.anchor_of(values), above, constant_values=np.nan).astype(np.float32)
             covariates = self.standardised(group.covariates[: group.train_end])
             known = np.concatenate([times[offset : offset + group.train_end], covariates], 1)
             parts.append((values, last_seen(values), np.pad(known, above), np.full(len(values), group.number)))
@@ -173,12 +193,29 @@ class Series(Data):
         pasts, starts, numbers, covariates, _ = self.windows
         typical, categories = self.typical_scales[numbers], self.categories[numbers]
         for window in np.flatnonzero(typical.isnan().any(1)):
-            typical[window] = torch.from_numpy(typical_scale(pasts[window], self.difference))
+            typical[window] = torch.from_numpy(self.scale_of_new(pasts[window]))
         length = self.past_length + self.prediction_length
         times = np.stack([calendar(start - self.past_length, length, self.freq) for start in starts])
         known = np.concatenate([times, self.standardised(covariates)], 2)
-        filled = np.stack([last_seen(past) for past in pasts])
-        return self.encoded_windows(*map(torch.from_numpy, (pasts, filled, known)), typical, categories)[0]
+        values, filled = ((part - self.anchors[:, None]).astype(np.float32) for part in (pasts, self.filled))
+        return self.encoded_windows(*map(torch.from_numpy, (values, filled, known)), typical, categories)[0]
+
+    def anchor_of(self, values: np.ndarray) -> np.ndarray:
+        """What values (time, dimensions) are counted from, so that float32 can hold changes of large ones."""
+        if not self.difference or np.isnan(values).all(0).any():
+            return np.zeros(values.shape[1])
+        return np.nanmedian(values, 0)
+
+    def scale_of_new(self, values: np.ndarray) -> np.ndarray:
+        """The typical scale of a series never seen before; of few values, at least what is usual for their level."""
+        own = typical_scale(values, self.difference)
+        if np.isfinite(values).all(1).sum() > self.difference + self.context_length:
+            return own
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of what is missing altogether
+            levels = np.nanmean(self.facts.last_pasts.abs().numpy(), 1)
+            usual = np.nanmedian(self.typical_scales[: len(levels)].numpy() / levels, 0)
+            return np.fmax(own, usual * np.nanmean(np.abs(values), 0)).astype(np.float32)
 
     def encoded_windows(self, values, filled, known, typical, categories) -> tuple[Past, Tensor]:
         """What windows are conditioned on, and x_0 of what comes after their past, as far as it is there.
@@ -233,12 +270,12 @@ class Series(Data):
             raise UsageError(f"--covariates {name}: not known for {time}; a forecast needs it to its last step")
 
     def validation(self, batch_size, number, device):
-        yield from self.read(in_batches(self.validated, batch_size, number), device)
+        return self.read(in_batches(self.validated, batch_size, number), device) if len(self.validated) else None
 
     def held_out(self, batch_size, number, device):
         """Yield (x_0, None, None) of the true values of the windows, in turn."""
         known = np.concatenate([self.windows.pasts, self.windows.truth], 1)
-        change = torch.from_numpy(changes(known, self.difference)[:, -self.prediction_length :])
+        change = torch.from_numpy(changes(known, self.difference)[:, -self.prediction_length :]).float()
         x_0 = ((change - self.past.location[:, None]) / self.past.scale[:, None]).nan_to_num(0)
         for first in range(0, number, batch_size):
             yield x_0[torch.arange(first, min(number, first + batch_size)) % len(x_0)].to(device), None, None
@@ -252,13 +289,13 @@ class Series(Data):
     def decode(self, x):
         """Paths in the units of the data, (n, prediction_length, dimensions)."""
         window = torch.arange(len(x)) % self.histories
-        steps = (x.cpu() * self.past.scale[window][:, None] + self.past.location[window][:, None]).numpy()
+        steps = (x.cpu() * self.past.scale[window][:, None] + self.past.location[window][:, None]).double().numpy()
         if self.difference:
-            past = self.past.values[:, -self.difference :].numpy()
+            past = self.filled[:, -self.difference :]
             for t in range(self.prediction_length):
                 earlier = t - self.difference  # below 0: before the forecast
                 steps[:, t] += steps[:, earlier] if earlier >= 0 else past[window, earlier]
-        return steps
+        return steps.clip(*self.facts.range) if self.facts.range else steps
 
     def by_window(self, x) -> np.ndarray:
         """`decode`, as (paths, windows, prediction_length, dimensions)."""
@@ -273,7 +310,7 @@ class Series(Data):
     def save(self, x, folder, label=None):
         """samples.npy, (paths, windows, prediction_length, dimensions), their quantiles and the picture of them."""
         paths = self.by_window(x)
-        table = forecasts.table(self, paths).to_csv(index=False, float_format="%.7g")
+        table = forecasts.table(self, paths).to_csv(index=False, float_format="%.10g")
         figure = forecasts.picture(self, paths)
         write(folder / "samples.npy", lambda file: np.save(file, paths))
         write(folder / "forecast.csv", lambda file: file.write(table.encode()))
@@ -319,15 +356,18 @@ def from_series(name: str, series: list[list[Group]], names, covariates, categor
 def from_groups(name: str, groups: list[Group], names, covariates, categories, length: int, config) -> Series:
     """A data set out of its groups, in the order of their numbers. Raises UsageError."""
     freq, dimensions = groups[0].start.freqstr, groups[0].values.shape[1]
+    check_frequency(freq)
     longest = max(group.train_end for group in groups)
     context_length = config.context_length or (PANEL_CONTEXT if dimensions == 1 else 1) * length
     if config.context_length and context_length > longest:
         raise UsageError(f"--context_length {context_length}: {name} has only {longest} steps; make it smaller")
-    difference = config.difference
-    if difference is None:
-        difference = default_difference(season_of(freq), longest - context_length - length)
-    past_length = reach_of(freq, dimensions, difference, context_length)
-    learned = [group for group in groups if group.train_end]
+    learned, single = [group for group in groups if group.train_end], len(names) == 1
+    season = config.season or season_of(learned, freq)
+    print(f"{name}: a season of {season} steps" if season > 1 else f"{name}: no season")
+    difference, lags = config.difference, lags_of_one(freq, season, longest) if single else lags_of(freq, dimensions)
+    if difference is None:  # of one series, whose seasons are among the lags of a linear forecast, over a step
+        difference = 1 if single else default_difference(get_seasonality(freq), longest - context_length - length)
+    past_length = max(lags) + difference + context_length
     train, validated = training_rows(learned, difference, past_length, context_length, length)
     scored = [group for group in groups if group.begins]
     if not len(train):
@@ -339,6 +379,7 @@ def from_groups(name: str, groups: list[Group], names, covariates, categories, l
         raise UsageError(f"--prediction_length {length}: {remedy}")
     facts = {"name": name, "shape": [length, dimensions], "freq": freq, "names": names, "categories": categories}
     facts |= {"context_length": context_length, "difference": difference, "scaling": config.scaling}
+    facts |= {"lags": lags, "season": season, "range": config.range}
     facts |= training_facts(learned, difference, covariates, categories) | last_windows(groups, past_length, length)
     windows = concatenated([windows_of(group, past_length, length) for group in scored])
     items = {"items": groups, "train": train, "test": [g.values[:begin] for g in scored for begin in g.begins]}
@@ -347,11 +388,10 @@ def from_groups(name: str, groups: list[Group], names, covariates, categories, l
     return data
 
 
-def season_of(freq: str) -> int:
-    """Steps in a season, as GluonTS has them. Raises UsageError for a frequency it does not know."""
+def check_frequency(freq: str) -> None:
+    """Raise UsageError for a frequency that GluonTS does not know."""
     try:
         time_features_from_frequency_str(freq)
-        return get_seasonality(freq)
     except ValueError as error:
         raise UsageError(f"--freq {freq}: no such time between rows; choose one of h, 30min, D, B, W, M") from error
 

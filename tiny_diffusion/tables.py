@@ -159,7 +159,7 @@ def column_group(frame: pd.DataFrame, number: int, covariates: pd.DataFrame, con
     begins = [rows - length * i for i in range(windows, 0, -1) if rows - length * i > 0]
     if config.test_windows and len(begins) < windows:
         raise UsageError(f"--test_windows {windows}: {column.name} has {rows} rows, too few; make it smaller")
-    values = column.to_numpy(np.float32)[first:last, None]
+    values = column.to_numpy(float)[first:last, None]
     seen = covariates.to_numpy(np.float32)[first:]
     return [Group(number, frame.index[first], values, seen, min(begins, default=rows), begins)]
 

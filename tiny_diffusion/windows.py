@@ -18,6 +18,7 @@ from torch import Tensor
 LARGEST = 1e30  # size of a value that is taken for a mistake
 LAGS = {"D": [1, 7, 14, 28, 364], "W": [1, 2, 4, 13, 26, 52]}  # in steps, where a season is no day
 LAGS |= {"M": [1, 2, 3, 12, 24, 36], "Q": [1, 2, 4, 8, 12], "Y": [1, 2, 3]}
+SEASONS = {"D": [7], "B": [5], "W": [52], "M": [12], "Q": [4], "h": [24, 168], "30min": [48, 336]}  # to look for
 
 # GluonTS counts business days by periods and names years "Y"; pandas 2 warns of both at every turn
 for message in ("Period.*B.*deprecated", "'.*' is deprecated"):
@@ -83,6 +84,32 @@ def calendar(start: pd.Period, length: int, freq: str) -> np.ndarray:
     return np.array([feature(index) for feature in kept], np.float32).reshape(len(kept), length).T
 
 
+def season_of(groups: list[Group], freq: str) -> int:
+    """The season in steps, 1 for none: of the calendar's candidates the one at which changes repeat most.
+
+    That is the autocorrelation of changes over a quarter of the season, the mean over series, where it is above 0.3 and
+    beyond what chance makes of so few (Bartlett's limit, 5%).
+    """
+    found = {1: 0.0}
+    for season in SEASONS.get(freq.split("-")[0], []):
+        series = [values for group in groups[:: 1 + len(groups) // 100] for values in group.values[: group.train_end].T]
+        moves = [changes(last_seen(values[:, None])[None], max(1, season // 4))[0, :, 0] for values in series]
+        moves = [part[np.isfinite(part)] for part in moves]
+        repeats = [repetition(part, season) for part in moves if len(part) >= 2 * season and np.ptp(part) > 0]
+        if repeats and np.mean([at_season - limit for at_season, limit in repeats]) > 0:
+            found[season] = np.mean([at_season for at_season, _ in repeats])
+    return max(found, key=found.get)
+
+
+def repetition(moves: np.ndarray, season: int) -> tuple[float, float]:
+    """The autocorrelation of moves (time,) at a season, and the least that counts as one."""
+    power = np.abs(np.fft.rfft(moves - moves.mean(), 2 * len(moves))) ** 2
+    correlation = np.fft.irfft(power)[: season + 1]
+    correlation /= correlation[0]
+    chance = 1.645 * np.sqrt((1 + 2 * (correlation[1:season] ** 2).sum()) / len(moves))
+    return correlation[season], max(0.3, chance)
+
+
 def lags_of(freq: str, dimensions: int) -> list[int]:
     """How far back the RNN looks, in steps: one, a day and a week; for one dimension all days of it, and two weeks."""
     season, unit = get_seasonality(freq), freq.split("-")[0]
@@ -90,9 +117,12 @@ def lags_of(freq: str, dimensions: int) -> list[int]:
     return LAGS.get(unit) or [1, *(season * day for day in days if season > 1)]
 
 
-def reach_of(freq: str, dimensions: int, difference: int, context_length: int) -> int:
-    """How many steps before a forecast it depends on."""
-    return max(lags_of(freq, dimensions)) + difference + context_length
+def lags_of_one(freq: str, season: int, rows: int) -> list[int]:
+    """Those of a single series: also the last steps and those around one and two seasons, within half of its rows."""
+    lags = {*lags_of(freq, 1), *range(1, 13 if freq.startswith("Y") else 7)}
+    if season > 1:
+        lags |= {season - 1, season, season + 1, 2 * season, 2 * season + 1}
+    return [lag for lag in sorted(lags) if lag == 1 or 2 * lag < rows]
 
 
 def typical_scale(values: np.ndarray, difference: int) -> np.ndarray:
@@ -126,26 +156,26 @@ def concatenated(windows: list[Windows]) -> Windows:
 def training_rows(groups: list[Group], difference: int, past_length: int, context_length: int, length: int) -> tuple:
     """Where in `Series.table` the pasts of windows begin: of those to train on, and of those to validate with.
 
-    A context begins with a known change, or where the series does. Of 20 forecasts one is validated; none that is
-    trained on overlaps it. Where all series are too short for that, training windows are validated.
+    A context begins with a known change, or where the series does; of a single series, which has few, half of it may
+    lie before. Of 20 forecasts one is validated; none that is trained on overlaps it. Short series have none.
     """
     train, validated, above = [np.empty(0, int)], [np.empty(0, int)], context_length
     for group in groups:
         last = group.train_end - context_length - length  # begins the last context; before 0, it is not whole
         if group.train_end > difference + length:
-            begins = np.arange(min(difference, last), last + 1)
+            before = context_length // 2 if len(groups) == group.values.shape[1] == 1 else 0
+            begins = np.arange(min(difference - before, last), last + 1)
             kept = begins[10 * length :: 20 * length]
             free = np.abs(begins[:, None] - kept).min(1, initial=length) >= length
             train.append(above + begins[free])
             validated.append(above + kept)
         above += past_length + group.train_end
-    train, validated = map(np.concatenate, (train, validated))
-    return train, validated if len(validated) else train
+    return np.concatenate(train), np.concatenate(validated)
 
 
 def target_and_covariates(entry: dict) -> tuple[np.ndarray, np.ndarray]:
     """Of a GluonTS entry, (time, dimensions) and (time and perhaps more, covariates). Raises ValueError."""
-    values = np.atleast_2d(np.asarray(entry["target"], np.float32)).T
+    values = np.atleast_2d(np.asarray(entry["target"], float)).T
     known = entry.get("feat_dynamic_real")
     covariates = np.empty((len(values), 0)) if known is None else np.atleast_2d(known).T
     if (np.abs(values) > LARGEST).any():
