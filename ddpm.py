@@ -622,6 +622,8 @@ def batch_size_of(config, data: Data) -> int:
 def settle(config, given: dict, data: Data) -> None:
     """Choose what depends on the data, unless it is given: its recipe, and as many epochs as `--steps` takes."""
     vars(config).update({flag: value for flag, value in data.recipe().items() if flag not in config.given})
+    if "epochs" in given:
+        return
     needed = math.ceil(config.steps / data.steps_per_epoch(batch_size_of(config, data)))
     if "steps" in given or needed > config.epochs:
         config.epochs = needed
@@ -769,7 +771,7 @@ def begin(given: dict, folder: Path, device: torch.device) -> Run:
         raise UsageError(f"{folder} exists: choose --resume, --overwrite (replaces it) or another --experiment_name")
     config = resolve(given, saved.get("config"))
     data = read_data(config)
-    if "epochs" not in given and ("steps" in given or not saved):
+    if not saved or "steps" in given:
         settle(config, given, data)
     if saved and not data.facts.equal(restore(saved["data"]).facts):
         raise UsageError(f"--data_dir {config.data_dir}: not the data that {folder} was trained on; give that")

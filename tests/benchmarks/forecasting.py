@@ -3,13 +3,15 @@
     pip install -r tests/benchmarks/requirements.txt
     python tests/benchmarks/forecasting.py --data_dir data m4_hourly m4_weekly exchange_rate_nips vic_electricity
     python tests/benchmarks/forecasting.py --data_dir data --windows 24 vic_electricity
+    python tests/benchmarks/forecasting.py --data_dir data air.csv:12 sun.csv:6:11 gdp.csv:4 co2w.csv:13 nile.csv:5:1
 
 The sets are GluonTS's, in --data_dir/gluonts; their test windows are forecast, or --windows of them, spread over the
 last year, with nothing after the first of them to learn from. GluonTS's Evaluator scores: CRPS is its
 mean_wQuantileLoss over 0.05, 0.10 ... 0.95, pooled over all windows, MASE and sMAPE are those of the median. Seconds
 are the processor's, in training and forecasting. Every forecaster learns from all series of a set, statsforecast's from
-one at a time. All have their library's defaults; LightGBM, which has none for series, is told in `lightgbm` below. Any
-other flags, at the end, are those of ddpm.py: --seed 1, --epochs 2.
+one at a time. All have their library's defaults; LightGBM, which has none for series, is told in `lightgbm` below. A
+CSV of one series, in --data_dir, is named with the steps to forecast and, where it is not the calendar's, its season:
+its last tenth is forecast, in five windows at most. Any other flags, at the end, are ddpm.py's: --seed 1, --epochs 2.
 """
 
 import argparse
@@ -34,7 +36,7 @@ from gluonts.time_feature import get_seasonality
 from gluonts.torch import DeepAREstimator
 from lightgbm import LGBMRegressor
 from statsforecast import StatsForecast
-from statsforecast.models import MSTL, AutoETS, SeasonalNaive
+from statsforecast.models import MSTL, AutoETS, AutoTheta, SeasonalNaive
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import ddpm
@@ -44,6 +46,7 @@ PATHS = 100
 READ = 3000  # steps of a series at most that statsforecast's models learn from, which take time in proportion
 LONG_SEASONS = {"h": 168, "W": 52}  # beside GluonTS's own
 ROWS = 100_000  # about as many does LightGBM learn from
+ONLY_SEASONS = {"D": 7, "W-SAT": 52}  # where GluonTS has none
 FEW = 2  # series of a set are scored each by itself
 
 
@@ -54,6 +57,7 @@ class Task(NamedTuple):
     length: int
     train: list[dict]
     windows: list[dict]  # to the end of each forecast
+    season: int | None = None  # where it is not the calendar's
 
     @property
     def pasts(self) -> list[dict]:
@@ -61,6 +65,8 @@ class Task(NamedTuple):
 
     @property
     def seasons(self) -> list[int]:
+        if self.season or self.freq in ONLY_SEASONS:
+            return [self.season or ONLY_SEASONS[self.freq]]
         return sorted({get_seasonality(self.freq), LONG_SEASONS.get(self.freq, get_seasonality(self.freq))})
 
 
@@ -79,13 +85,25 @@ def read(root: Path, windows: int | None) -> Task:
     return Task(freq, length, train, tests)
 
 
+def read_csv(path: Path, length: int, season: int | None) -> Task:
+    """The series in a CSV, whose last windows are forecast."""
+    frame = pd.read_csv(path, index_col=0, parse_dates=True)
+    values, periods = frame.iloc[:, 0].to_numpy(), frame.index.to_period()
+    ends = [len(values) - length * i for i in reversed(range(int(np.clip(0.1 * len(values) // length, 1, 5))))]
+    entry = {"start": periods[0], "item_id": path.stem}
+    train = [entry | {"target": values[: ends[0] - length]}]
+    return Task(periods.freqstr, length, train, [entry | {"target": values[:end]} for end in ends], season)
+
+
 def ours(task: Task, flags: dict) -> np.ndarray:
     """ddpm.py, which reads the task from a folder in GluonTS's layout and forecasts as one of its predictors."""
     with tempfile.TemporaryDirectory() as folder:
         folder, metadata = Path(folder), MetaData(freq=task.freq, prediction_length=task.length)
         TrainDatasets(metadata, task.train, task.windows).save(str(folder / "data"), JsonLinesWriter())
         config = ddpm.resolve(flags | {"dataset": "series", "data_dir": str(folder / "data")})
-        run = ddpm.Run(ddpm.new_model(config, ddpm.load(config), "cpu"))
+        data = ddpm.load(config)
+        ddpm.settle(config, flags, data)
+        run = ddpm.Run(ddpm.new_model(config, data, "cpu"))
         ddpm.train(run, folder)
         forecaster, together = ddpm.predictor(folder / "checkpoint.pt"), run.model.data.shape[1]
     pasts = task.pasts
@@ -176,6 +194,7 @@ def lightgbm_inputs(task: Task, entry: dict, origin: int) -> tuple[np.ndarray, n
 PEERS = {
     "statsforecast SeasonalNaive": statistical(lambda seasons: SeasonalNaive(seasons[0])),
     "statsforecast AutoETS": statistical(lambda seasons: AutoETS(seasons[0])),
+    "statsforecast AutoTheta": statistical(lambda seasons: AutoTheta(seasons[0])),
     "statsforecast MSTL": statistical(lambda seasons: MSTL([season for season in seasons if season > 1])),
     "LightGBM quantiles": lightgbm,
     "GluonTS DeepAR": deepar,
@@ -206,7 +225,11 @@ def main():
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     for name in arguments.names:
-        task = read(arguments.data_dir / "gluonts" / name, arguments.windows)
+        file, *numbers = name.split(":")
+        if numbers:
+            task = read_csv(arguments.data_dir / file, *map(int, numbers), *[None] * (2 - len(numbers)))
+        else:
+            task = read(arguments.data_dir / "gluonts" / name, arguments.windows)
         items = list(dict.fromkeys(entry["item_id"] for entry in task.train))
         print(f"{name}: {len(items)} series, {len(task.windows)} windows of {task.length} steps")
         print(f"{'':30}{'CRPS':>9}{'MASE':>9}{'sMAPE':>9}{'90%':>9}{'seconds':>9}")
