@@ -716,11 +716,14 @@ def forward_film(model: Model):
     return (x_t for _, x_t in forward_process(scheduler, x_0, times, generator))
 
 
-def kept_samples(folder: Path):
+def kept_samples(folder: Path, data: Data):
     """Yield the samples of the kept checkpoints, in the order of their epochs; what is damaged is left out."""
     for path in kept_epochs(folder).values():
         try:
-            yield load_checkpoint(path)["samples"]
+            samples = load_checkpoint(path)["samples"]
+            if samples.shape[1:] != data.shape:
+                raise UsageError("of another experiment")
+            yield samples
         except (UsageError, KeyError) as error:
             print(f"left out of training.gif: {path}: {error}")
 
@@ -803,7 +806,7 @@ def train_or_resume(given: dict, device: torch.device) -> tuple[Path, dict]:
                 told += evaluation.verdict_on_samples(metrics)
                 minutes = sum(row["seconds"] for row in run.history) / 60
                 metrics = {"verdict": " ".join(told), "epoch": epoch, "training_minutes": minutes} | metrics
-                write_training(folder, data, run.history, forward_film(run.model), kept_samples(folder))
+                write_training(folder, data, run.history, forward_film(run.model), kept_samples(folder, data))
                 write_report(folder, config.given, vars(config), metrics, film)
         except KeyboardInterrupt as stop:
             advice = f"--resume --experiment_name {folder.name} continues"
@@ -841,7 +844,7 @@ def from_checkpoint(given: dict, device: torch.device) -> tuple[Path, dict]:
     if given.get("sample") and given.get("evaluate"):
         raise UsageError(f"--evaluate {given['evaluate']}: takes no path beside --sample, whose checkpoint it scores")
     path = find_checkpoint(given.get("sample") or given.get("evaluate") or experiment_folder(given) / "checkpoint.pt")
-    home = EXPERIMENTS / path.stem if path.resolve().parent == MODELS.resolve() else path.parent
+    home = EXPERIMENTS / path.stem if path.absolute().parent == MODELS else path.parent
     model = load_model(path, load_data="evaluate" in given, **given | {"device": device})
     config = model.config
     settings = [path.stem, config.sampler, config.sampling_steps, config.label and f"label-{config.label}"]

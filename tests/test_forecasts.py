@@ -159,3 +159,18 @@ def test_the_table_of_a_forecast_has_its_quantiles(gluonts_folder):
     assert row["mean"] == pytest.approx(paths[:, 2, 4, 1].mean())
     assert row["0.05"] == pytest.approx(np.quantile(paths[:, 2, 4, 1], 0.05))
     assert list(table.columns[3:]) == [f"{level / 20:.2f}" for level in range(1, 20)]
+
+
+@pytest.mark.parametrize(
+    "entry, told",
+    [
+        ({"target": np.full((3, 50), np.nan)}, "target: no value to forecast from"),
+        ({"start": pd.Timestamp("2024-01-01")}, "start: a pandas Period"),
+        ({"target": np.ones((2, 50))}, "made for 3 dimensions"),
+    ],
+)
+def test_a_predictor_refuses_what_it_cannot_forecast_from(gluonts_folder, entry, told):
+    forecaster = forecasts.Forecaster(load("series", gluonts_folder), None)
+    assert list(forecaster.predict([])) == []
+    with pytest.raises(ValueError, match=told):
+        list(forecaster.predict([{"target": waves(50).T, "start": pd.Period("2024-01-01", "h")} | entry]))

@@ -294,3 +294,23 @@ def test_runs_that_are_killed_at_any_moment_are_not_lost(which):
     command = [sys.executable, Path(kills.__file__), *which]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("action", ["--sample", "--evaluate"])
+def test_a_checkpoint_that_is_a_loop_of_links_is_refused(action, train_command):
+    os.symlink("loop.pt", "loop.pt")
+    refused(train_command(action, "loop.pt"), "loop.pt")
+
+
+def test_kept_epochs_of_another_experiment_are_left_out_of_the_film(experiment, ddpm_command, tmp_path):
+    other = torch.load(experiment / "checkpoints" / "epoch_0002.pt", weights_only=True)
+    torch.save(
+        other | {"data": other["data"] | THREE_D, "samples": torch.zeros(5, 3)},
+        experiment / "checkpoints/epoch_0001.pt",
+    )
+    flags = ["--resume", *NAME, "--epochs", 3, "--num_samples", 20]
+    done = ddpm_command(*flags)
+    assert done.returncode == 0 and "epoch_0001.pt: of another experiment" in done.stdout
+
+
+THREE_D = {"shape": [3], "mean": [0.0] * 3, "std": [1.0] * 3, "limits": [[0.0] * 3, [1.0] * 3]}

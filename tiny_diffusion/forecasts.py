@@ -185,7 +185,8 @@ class Forecaster(Predictor):
 
     def predict(self, dataset, num_samples: int = 100):
         """Yield a SampleForecast of `num_samples` paths for each entry. Raises ValueError for one that does not fit."""
-        entries = list(dataset)
+        if not (entries := list(dataset)):
+            return
         windows = concatenated([self.window(entry) for entry in entries])._replace(truth=None)
         series = self.data.continuing(windows)
         paths = series.by_window(self.sample(series, num_samples))
@@ -198,6 +199,8 @@ class Forecaster(Predictor):
         data, (values, covariates) = self.data, target_and_covariates(entry)
         if not np.isfinite(values).any(0).all():
             raise ValueError("target: no value to forecast from")
+        if not isinstance(entry["start"], pd.Period):
+            raise ValueError(f"start: a pandas Period of {data.freq}, not {entry['start']}")
         expected, given = (data.shape[1], data.freq), (values.shape[1], entry["start"].freqstr)
         if given != expected:
             raise ValueError("made for {} dimensions every {}, not {} every {}".format(*expected, *given))

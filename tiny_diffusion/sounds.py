@@ -80,7 +80,7 @@ def labelled_tiles(levels: np.ndarray, waves: np.ndarray, words: list[str], zoom
     tiles = []
     for spectrogram, waveform, word in zip(spectrograms, waveforms, words):
         title = Image.new("RGB", (spectrogram.shape[1], 14))
-        ImageDraw.Draw(title).text((4, 1), word, fill="white")
+        ImageDraw.Draw(title).text((4, 1), word.encode(errors="replace").decode(), fill="white")
         tiles.append(np.concatenate([title, spectrogram, waveform[..., None].repeat(3, axis=2)]))
     return tiles
 
