@@ -14,6 +14,7 @@ import argparse
 import functools
 import math
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ whole, several = (number_in(int, low, 10**9) for low in (1, 2))
 natural, steps = (number_in(int, low, 10**5) for low in (0, 1))
 chain, layers, seed = number_in(int, 2, 10**6), number_in(int, 1, 1000), number_in(int, 0, 2**63 - 1)
 positive, share, power = number_in(float, 0), number_in(float, 0, 1), number_in(float, 1)
+strength = number_in(float, 0, 50, "more makes noise of the samples")
 wholes, sides = whole | {"nargs": "+"}, number_in(int, 1, 2048) | {"nargs": "+"}
 limits = number_in(float, -math.inf) | {"nargs": 2, "metavar": ("LOW", "HIGH")}
 columns, words = ({"metavar": name, "nargs": "+"} for name in ("COLUMN", "WORD"))
@@ -39,11 +41,13 @@ def steps_of(config: dict, few: int) -> int:
 
 FLAGS = {  # every flag, with its default, in the order of -h; where it is None, the text says what that stands for
     "data": {
-        "dataset": option("dino", "data set: {names}, or gluonts:NAME", metavar="NAME"),
+        "dataset": option("dino", "data set: {names}, gluonts:NAME or hf:OWNER/NAME", metavar="NAME"),
         "data_dir": option("data", "folder of downloaded data sets, or of your own data", metavar="PATH"),
         "limit": option(None, "train on only N items (default: all)", **whole),
         "image_size": option({"images": None}, "side, or height and width (default: as it is; files: 64)", **sides),
-        "range": option({"images": None}, "lowest and highest value of an array (default: its own)", **limits),
+        "range": option({"images": None}, "lowest and highest value (default: the data's own)", **limits),
+        "frames": option({"images": None}, "of films and stacks (default: first)", choices=("first", "all")),
+        "channels": option({"images": None}, "where an array has them (default: seen)", choices=("first", "last")),
         "prediction_length": option({"series": None}, "steps to forecast (default: the data set's own)", **steps),
         "context_length": option({"series": None}, "steps read before (default: as many; one series: twice)", **steps),
         "freq": option({"series": None}, "time between rows: h, 30min, D, B, W, M (default: as read)", metavar="FREQ"),
@@ -107,7 +111,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
             None,
             "strength of the class, 0: none (default: 2 with --label, else 1)",
             follows=("label", lambda config, _: 1.0 if config["label"] is None else 2.0),
-            **positive,
+            **strength,
         ),
     },
     "run": {
@@ -399,8 +403,10 @@ def new_model(config, data: Data, device, saved: dict | None = None) -> Model:
     check_memory(f"--num_samples {config.num_samples}", 16 * values, device)
     torch.manual_seed(config.seed)
     denoiser = build().to(device)
-    if config.label is not None:
-        data.class_number(str(config.label))  # a wrong --label is an error before the training, not after it
+    if config.label is not None:  # a wrong --label is an error before the training, not after it
+        number = data.class_number(str(config.label))
+        if data.classes[number] != str(config.label):
+            print(f"--label {config.label}: no class has that name; counted from 0, it is {data.classes[number]}")
     if config.guidance != 1 and not data.classes:
         raise UsageError(f"--guidance {config.guidance}: {data.name} has no classes; leave --guidance out")
     chain = (config.num_timesteps, config.beta_schedule, config.prediction_type)
@@ -684,7 +690,8 @@ def write_samples(model: Model, folder: Path, bound_calls: int) -> tuple[dict, l
 
 def experiment_folder(flags: dict) -> Path:
     """The folder of the results, right below `EXPERIMENTS`. Raises UsageError."""
-    name = flags.get("experiment_name") or f"{flags.get('dataset', DEFAULTS['dataset'])}_base".replace(":", "_")
+    usual = re.sub("[:/]", "_", f"{flags.get('dataset', DEFAULTS['dataset'])}_base")
+    name = flags.get("experiment_name") or usual
     if Path(name).name != name or name == ".." or len(name.encode(errors="replace")) > 200 or not name.isprintable():
         raise UsageError(f"--experiment_name {name}: must be a plain name, for a folder in {EXPERIMENTS}/")
     return EXPERIMENTS / name

@@ -185,11 +185,23 @@ def in_batches(numbers: np.ndarray, batch_size: int, total: int) -> list[np.ndar
     return np.split(order, range(batch_size, total, batch_size))
 
 
-def split(number: int) -> dict[str, np.ndarray]:
-    """Which of `number` items train, and which are held out, as `test`: one in ten, at least one."""
-    order = np.random.default_rng(0).permutation(number)
-    test, train = np.split(order, [max(1, round(HELD_OUT * number))])
-    return {"train": train, "test": test}
+def split(number: int, parts: np.ndarray | None = None, flag: str = "--data_dir") -> dict[str, np.ndarray]:
+    """Which of `number` items train, and which are held out, as `test`: one in ten, at least one.
+
+    Where the data set says so itself, `parts` are "train", "validation" or "test" of each item; what is to validate is
+    held out where nothing is to test, and else left out.
+    """
+    if parts is None:
+        test, train = np.split(np.random.default_rng(0).permutation(number), [max(1, round(HELD_OUT * number))])
+        return {"train": train, "test": test}
+    held_out = "test" if (parts == "test").any() else "validation"
+    if unused := len(parts) - np.isin(parts, ["train", held_out]).sum():
+        print(f"{unused:,} items to validate with are left out, since others are there to test with")
+    found = {"train": np.flatnonzero(parts == "train"), "test": np.flatnonzero(parts == held_out)}
+    for part, noun in (("train", "training"), ("test", "test")):
+        if not len(found[part]):
+            raise UsageError(f"{flag}: no {noun} items in these, by the split that they come with; name others")
+    return found
 
 
 def check_tensors(tensors: dict) -> None:
