@@ -123,6 +123,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
     },
 }
 ACTIONS = {  # other than training anew
+    "dry_run": option(None, "read the data, say what it is, draw it as data.png, and stop", action="store_true"),
     "resume": option(None, "continue from the experiment's last checkpoint", action="store_true"),
     "overwrite": option(None, "replace the experiment of that name, if there is one", action="store_true"),
     "sample": option(None, "draw samples from this checkpoint, or from a model that comes along", metavar="PATH"),
@@ -172,7 +173,7 @@ from tqdm import tqdm
 import models
 from tiny_diffusion import evaluation
 from tiny_diffusion.checkpoints import MODELS, find_checkpoint, kept_epochs, save, save_kept, save_last, spacing
-from tiny_diffusion.data import Data, check_tensors
+from tiny_diffusion.data import Data, check_tensors, write_picture
 from tiny_diffusion.files import LOCK, clear, owned, write_json
 from tiny_diffusion.machine import check_memory, choose_device, explained, noise_of, process, progress_bar, seed_from
 from tiny_diffusion.report import GIF_FRAMES, write_gif, write_report, write_training
@@ -181,6 +182,7 @@ EXPERIMENTS = Path("exps")
 DENOISERS = {"points": models.MLP, "images": models.UNet, "audio": models.UNet, "series": models.RNN}
 WARMUP_STEPS = 200  # of the learning rate, linearly from zero
 GRADIENT_CLIP = 1.0  # the largest norm of a gradient
+UNTRAINED = {LOCK, "data.png"}  # what a folder may hold and be new
 CHECKPOINT_SECONDS = 10  # between checkpoints: writing one safely takes some 20 ms
 SAMPLED_VALUES = 2**26  # most values drawn at once, whatever --eval_batch_size says: 256 MB
 BOUND_CALLS = 1000  # network calls for the variational bound after training; --evaluate takes ten times as many
@@ -679,7 +681,7 @@ def write_samples(model: Model, folder: Path, bound_calls: int) -> tuple[dict, l
     write_gif(folder / "reverse.gif", pictures)
     metrics = {}
     if bound_calls:
-        compared = data.of_class(config.label)
+        compared, x_0 = data.comparable(x_0, config.label)
         metrics = compared.score(x_0, model.scheduler.device, thorough=bound_calls > BOUND_CALLS)
         compared.save_nearest(x_0, folder)
         if data.bin_width:
@@ -711,7 +713,9 @@ def begin(given: dict, folder: Path, device: torch.device) -> Run:
     saved = {}
     if "resume" in given:
         saved = load_checkpoint(folder / "checkpoint.pt")
-    elif process()[0] == 0 and "overwrite" not in given and {path.name for path in folder.iterdir()} - {LOCK}:
+    elif (
+        process()[0] == 0 and "overwrite" not in given and {path.name for path in folder.iterdir()} - {LOCK, "data.png"}
+    ):
         raise UsageError(f"{folder} exists: choose --resume, --overwrite (replaces it) or another --experiment_name")
     config = resolve(given, saved.get("config"))
     data = read_data(config)
@@ -721,6 +725,15 @@ def begin(given: dict, folder: Path, device: torch.device) -> Run:
     if saved:
         run.load_state_dict(saved)
     return run
+
+
+def look_at_data(given: dict, device: torch.device) -> tuple[Path, dict]:
+    """Read the data, which prints what it is, and draw the beginning of it; returns the picture's path."""
+    folder, data = experiment_folder(given), read_data(resolve(given))
+    with owned(folder):
+        write_picture(folder / "data.png", data.overview())
+    parts = {"train": len(data.train), "test": len(data.test), "shape": list(data.shape)}
+    return folder / "data.png", parts | ({"classes": data.classes} if data.classes else {})
 
 
 def train_or_resume(given: dict, device: torch.device) -> tuple[Path, dict]:
@@ -737,6 +750,7 @@ def train_or_resume(given: dict, device: torch.device) -> tuple[Path, dict]:
         try:
             if first:
                 write_json(folder / "config.json", vars(config))
+                write_picture(folder / "data.png", data.overview())
             train(run, folder)
             metrics, film = write_samples(run.average, folder, BOUND_CALLS)
             if first:
@@ -826,6 +840,7 @@ def perform(given: dict) -> tuple[Path, dict]:
         a_week = pd.Timedelta(days=7)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=a_week)
     act = from_checkpoint if {"sample", "evaluate"} & set(given) else train_or_resume
+    act = look_at_data if "dry_run" in given else act
     return act(given, device)
 
 

@@ -12,7 +12,17 @@ from tqdm import tqdm
 
 from tiny_diffusion import picture_heads, pictures
 from tiny_diffusion.arrays import CHUNK, DTYPES, limited, read_array, value_range
-from tiny_diffusion.data import RESIDENT_BYTES, Data, Facts, Number, Positive, cast, split, write_picture
+from tiny_diffusion.data import (
+    RESIDENT_BYTES,
+    Data,
+    Facts,
+    Number,
+    Positive,
+    cast,
+    scores_with_copies,
+    split,
+    write_picture,
+)
 from tiny_diffusion.files import attempt, decoded, read_ahead
 from tiny_diffusion.folders import files_below, several
 from tiny_diffusion.messages import UsageError, downloading
@@ -73,15 +83,12 @@ class Pixels(Data):
     def score(self, x, device="cpu", thorough=False):
         """Distance to the nearest training item, and mean and contrast of each channel, beside those of held-out items.
 
-        The distance is the root mean square of the differences in model space.
+        The distance is the median of root mean squares of differences in model space.
         """
         x = x[:COMPARED]
         true = self.encoded(np.random.default_rng(0).permutation(self.test)[: len(x)])
-        scores, floors = (
-            {"distance_to_training_items": self.nearest(one)[0].mean().item()} | self.tones(one) for one in (x, true)
-        )
-        ratio = scores["distance_to_training_items"] / max(floors["distance_to_training_items"], 1e-9)
-        return {"samples": len(x)} | scores | {"distance_to_training_items_ratio": ratio, "true_samples": floors}
+        scores, floors = {"samples": len(x)} | self.tones(x), self.tones(true)
+        return scores_with_copies(scores, floors, *(self.nearest(one)[0].numpy() for one in (x, true)))
 
     def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The distance from each of x to the training item nearest to it, and the number of that item."""
@@ -157,7 +164,7 @@ class Images(Pixels):
             needed = f"--num_samples {FRECHET_SAMPLES} and twice as many training images, better 10000"
             print(f"Fréchet distance left out: it needs at least {needed}")
             return scores
-        if self.facts.dtype != "uint8" or self.shape[0] not in (1, 3):
+        if self.facts.dtype != "uint8" or self.facts.limits != (0, 255) or self.shape[0] not in (1, 3):
             print("Fréchet distance left out: Inception takes grey and RGB images of 8 bits")
             return scores
         others, real = np.split(self.items[np.random.default_rng(0).permutation(self.train)], [number])
