@@ -713,9 +713,7 @@ def begin(given: dict, folder: Path, device: torch.device) -> Run:
     saved = {}
     if "resume" in given:
         saved = load_checkpoint(folder / "checkpoint.pt")
-    elif (
-        process()[0] == 0 and "overwrite" not in given and {path.name for path in folder.iterdir()} - {LOCK, "data.png"}
-    ):
+    elif process()[0] == 0 and "overwrite" not in given and {path.name for path in folder.iterdir()} - UNTRAINED:
         raise UsageError(f"{folder} exists: choose --resume, --overwrite (replaces it) or another --experiment_name")
     config = resolve(given, saved.get("config"))
     data = read_data(config)

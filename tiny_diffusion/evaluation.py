@@ -180,12 +180,8 @@ def verdict_on_samples(metrics: dict) -> list[str]:
     tint = {name[1:]: part - shift for name, part in shifts.items() if abs(part - shift) > max(0.05, chance)}
     if abs(shift) > max(0.1, 2 * chance):
         how = "brighter" if shift > 0 else "darker"
-        told = (
-            f"{how} than the data, by {abs(shift):.0%} of its contrast"
-            if abs(shift) <= 1
-            else f"far {how} than the data"
-        )
-        remarks.append(f"Samples are {told}.")
+        far, figure = ("", f", by {abs(shift):.0%} of its contrast") if abs(shift) <= 1 else ("far ", "")
+        remarks.append(f"Samples are {far}{how} than the data{figure}.")
     if tint and abs(shift) <= 1:
         told = ", ".join(f"{name} {part:+.0%}" for name, part in tint.items())
         remarks.append(f"Samples have a tint, in parts of the data's contrast: {told}.")
