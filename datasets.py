@@ -24,6 +24,9 @@ DATASETS = {  # name: (modality, the function that reads it, what that takes bef
     "fashion-mnist": ("images", "images.from_torchvision", "FashionMNIST"),
     "pets": ("images", "images.from_kaggle", "borhanitrash/cat-dataset"),
     "faces": ("images", "images.from_kaggle", "imcr00z/flickr-faces-70k-thumbnails-128x128"),
+    "kmnist": ("images", "images.from_torchvision", "KMNIST"),
+    "emnist": ("images", "images.from_torchvision", "EMNIST"),
+    "cifar-10": ("images", "images.from_torchvision", "CIFAR10"),
     "folder": ("images", "images.folder"),
     "array": ("images", "images.array"),
     "points": ("points", "points.points_file"),
@@ -37,6 +40,16 @@ DATASETS = {  # name: (modality, the function that reads it, what that takes bef
     "wiki": ("series", "tables.gluonts", "wiki2000_nips"),
     "series": ("series", "tables.series"),
 }
+TAKERS = {  # of images, by flag
+    "range": ("array", "folder", "hf-images"),
+    "frames": ("folder", "hf-images"),
+    "channels": ("array",),
+}
+PREFIXES = {  # of names: the same, before what follows the prefix
+    "gluonts": ("series", "tables.gluonts"),
+    "hf-images": ("images", "images.hub"),
+    "hf-audio": ("audio", "sounds.hub"),
+}
 MODALITIES = {  # the class of each
     "points": "points.Points",
     "images": "images.Images",
@@ -46,11 +59,15 @@ MODALITIES = {  # the class of each
 
 
 def lookup(name: str) -> tuple:
-    """The row of the data set called `name`; gluonts:NAME is any that GluonTS knows. Raises UsageError."""
-    if name.startswith("gluonts:"):
-        return ("series", "tables.gluonts", name.removeprefix("gluonts:"))
+    """The row of the data set called `name`. Raises UsageError.
+
+    gluonts:NAME is any that GluonTS knows, hf-images:OWNER/NAME and hf-audio:OWNER/NAME are any of the Hub.
+    """
+    prefix, _, rest = name.partition(":")
+    if rest and prefix in PREFIXES:
+        return (*PREFIXES[prefix], rest)
     if name not in DATASETS:
-        raise UsageError(f"--dataset {name}: choose among {', '.join(DATASETS)}, or gluonts:NAME")
+        raise UsageError(f"--dataset {name}: choose among {', '.join(DATASETS)}, gluonts:NAME or hf:OWNER/NAME")
     return DATASETS[name]
 
 
@@ -60,7 +77,12 @@ def modality_of(name: str) -> str:
 
 
 def recognised(name: str, data_dir: str) -> str:
-    """The data set that `name` means: an array of (n, dimensions) is one of points. Raises UsageError."""
+    """The data set that `name` means: an array of (n, dimensions) is one of points. Raises UsageError.
+
+    What hf:OWNER/NAME has, images or sounds, is seen once it is downloaded.
+    """
+    if name.startswith("hf:"):
+        return find("parquet.recognised")(name.removeprefix("hf:"), Path(data_dir))
     if name == "array" and find("arrays.holds_points")(Path(data_dir)):
         return "points"
     return name
@@ -73,15 +95,16 @@ def find(place: str):
 
 
 def load(config):
-    """The data set that the configuration names, a `data.Data`; with `limit`, only its first training items.
+    """The data set that the configuration names, a `data.Data`; with `limit`, a random part of its training items.
 
     Raises UsageError.
     """
-    _, reader, *arguments = lookup(config.dataset)
-    if getattr(config, "range", None) and reader.startswith("images.") and config.dataset != "array":
-        raise UsageError("--range: only --dataset array takes it; leave it out")
+    modality, reader, *arguments = lookup(config.dataset)
+    for flag, takers in TAKERS.items() if modality == "images" else ():
+        if getattr(config, flag, None) and config.dataset.partition(":")[0] not in takers:
+            raise UsageError(f"--{flag}: only --dataset {takers[0]} takes it; leave it out")
     data = find(reader)(*arguments, config)
-    data.train = data.train[: config.limit]
+    data.train = find("arrays.chosen")(data.train, config.limit, data.labels)
     return data
 
 

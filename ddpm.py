@@ -14,6 +14,7 @@ import argparse
 import functools
 import math
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ whole, several = (number_in(int, low, 10**9) for low in (1, 2))
 natural, steps = (number_in(int, low, 10**5) for low in (0, 1))
 chain, layers, seed = number_in(int, 2, 10**6), number_in(int, 1, 1000), number_in(int, 0, 2**63 - 1)
 positive, share, power = number_in(float, 0), number_in(float, 0, 1), number_in(float, 1)
+strength = number_in(float, 0, 50, "more makes noise of the samples")
 wholes, sides = whole | {"nargs": "+"}, number_in(int, 1, 2048) | {"nargs": "+"}
 limits = number_in(float, -math.inf) | {"nargs": 2, "metavar": ("LOW", "HIGH")}
 columns, words = ({"metavar": name, "nargs": "+"} for name in ("COLUMN", "WORD"))
@@ -39,11 +41,13 @@ def steps_of(config: dict, few: int) -> int:
 
 FLAGS = {  # every flag, with its default, in the order of -h; where it is None, the text says what that stands for
     "data": {
-        "dataset": option("dino", "data set: {names}, or gluonts:NAME", metavar="NAME"),
+        "dataset": option("dino", "data set: {names}, gluonts:NAME or hf:OWNER/NAME", metavar="NAME"),
         "data_dir": option("data", "folder of downloaded data sets, or of your own data", metavar="PATH"),
         "limit": option(None, "train on only N items (default: all)", **whole),
         "image_size": option({"images": None}, "side, or height and width (default: as it is; files: 64)", **sides),
-        "range": option({"images series": None}, "lowest and highest value (default: an array's own)", **limits),
+        "range": option({"images series": None}, "lowest and highest value (default: the data's own)", **limits),
+        "frames": option({"images": None}, "of films and stacks (default: first)", choices=("first", "all")),
+        "channels": option({"images": None}, "where an array has them (default: seen)", choices=("first", "last")),
         "prediction_length": option({"series": None}, "steps to forecast (default: the data set's own)", **steps),
         "context_length": option({"series": None}, "steps read before (default: as many; one series: twice)", **steps),
         "freq": option({"series": None}, "time between rows: h, 30min, D, B, W, M (default: as read)", metavar="FREQ"),
@@ -110,7 +114,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
             None,
             "strength of the class, 0: none (default: 2 with --label, else 1)",
             follows=("label", lambda config, _: 1.0 if config["label"] is None else 2.0),
-            **positive,
+            **strength,
         ),
     },
     "run": {
@@ -122,6 +126,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
     },
 }
 ACTIONS = {  # other than training anew
+    "dry_run": option(None, "read the data, say what it is, draw it as data.png, and stop", action="store_true"),
     "resume": option(None, "continue from the experiment's last checkpoint", action="store_true"),
     "overwrite": option(None, "replace the experiment of that name, if there is one", action="store_true"),
     "sample": option(None, "draw samples from this checkpoint, or from a model that comes along", metavar="PATH"),
@@ -171,7 +176,7 @@ from tqdm import tqdm
 import models
 from tiny_diffusion import evaluation
 from tiny_diffusion.checkpoints import MODELS, find_checkpoint, kept_epochs, save, save_kept, save_last, spacing
-from tiny_diffusion.data import Data, check_tensors
+from tiny_diffusion.data import Data, check_tensors, write_picture
 from tiny_diffusion.files import LOCK, clear, owned, write_json
 from tiny_diffusion.machine import check_memory, choose_device, explained, noise_of, process, progress_bar, seed_from
 from tiny_diffusion.report import GIF_FRAMES, write_gif, write_report, write_training
@@ -183,6 +188,7 @@ CLEARLY = 1.01  # times the lowest held-out loss is more than chance makes of th
 GRADIENT_CLIP = 1.0  # the largest norm of a gradient
 FITTED = 256  # items in a batch for what is fitted before the first step
 KEPT = 16  # checkpoints of a run whose length follows from its data
+UNTRAINED = {LOCK, "data.png"}  # what a folder may hold and be new
 CHECKPOINT_SECONDS = 10  # between checkpoints: writing one safely takes some 20 ms
 SAMPLED_VALUES = 2**26  # most values drawn at once, whatever --eval_batch_size says: 256 MB
 BOUND_CALLS = 1000  # network calls for the variational bound after training; --evaluate takes ten times as many
@@ -405,8 +411,10 @@ def new_model(config, data: Data, device, saved: dict | None = None) -> Model:
     check_memory(f"--num_samples {config.num_samples}", 16 * values, device)
     torch.manual_seed(config.seed)
     denoiser = build().to(device)
-    if config.label is not None:
-        data.class_number(str(config.label))  # a wrong --label is an error before the training, not after it
+    if config.label is not None:  # a wrong --label is an error before the training, not after it
+        number = data.class_number(str(config.label))
+        if data.classes[number] != str(config.label):
+            print(f"--label {config.label}: no class has that name; counted from 0, it is {data.classes[number]}")
     if config.guidance != 1 and not data.classes:
         raise UsageError(f"--guidance {config.guidance}: {data.name} has no classes; leave --guidance out")
     chain = (config.num_timesteps, config.beta_schedule, config.prediction_type)
@@ -739,7 +747,7 @@ def write_samples(model: Model, folder: Path, bound_calls: int) -> tuple[dict, l
     write_gif(folder / "reverse.gif", pictures)
     metrics = {}
     if bound_calls:
-        compared = data.of_class(config.label)
+        compared, x_0 = data.comparable(x_0, config.label)
         metrics = compared.score(x_0, model.scheduler.device, thorough=bound_calls > BOUND_CALLS)
         compared.save_nearest(x_0, folder)
         if data.bin_width:
@@ -750,7 +758,8 @@ def write_samples(model: Model, folder: Path, bound_calls: int) -> tuple[dict, l
 
 def experiment_folder(flags: dict) -> Path:
     """The folder of the results, right below `EXPERIMENTS`. Raises UsageError."""
-    name = flags.get("experiment_name") or f"{flags.get('dataset', DEFAULTS['dataset'])}_base".replace(":", "_")
+    usual = re.sub("[:/]", "_", f"{flags.get('dataset', DEFAULTS['dataset'])}_base")
+    name = flags.get("experiment_name") or usual
     if Path(name).name != name or name == ".." or len(name.encode(errors="replace")) > 200 or not name.isprintable():
         raise UsageError(f"--experiment_name {name}: must be a plain name, for a folder in {EXPERIMENTS}/")
     return EXPERIMENTS / name
@@ -770,7 +779,7 @@ def begin(given: dict, folder: Path, device: torch.device) -> Run:
     saved = {}
     if "resume" in given:
         saved = load_checkpoint(folder / "checkpoint.pt")
-    elif process()[0] == 0 and "overwrite" not in given and {path.name for path in folder.iterdir()} - {LOCK}:
+    elif process()[0] == 0 and "overwrite" not in given and {path.name for path in folder.iterdir()} - UNTRAINED:
         raise UsageError(f"{folder} exists: choose --resume, --overwrite (replaces it) or another --experiment_name")
     config = resolve(given, saved.get("config"))
     data = read_data(config)
@@ -782,6 +791,15 @@ def begin(given: dict, folder: Path, device: torch.device) -> Run:
     if saved:
         run.load_state_dict(saved)
     return run
+
+
+def look_at_data(given: dict, device: torch.device) -> tuple[Path, dict]:
+    """Read the data, which prints what it is, and draw the beginning of it; returns the picture's path."""
+    folder, data = experiment_folder(given), read_data(resolve(given))
+    with owned(folder):
+        write_picture(folder / "data.png", data.overview())
+    parts = {"train": len(data.train), "test": len(data.test), "shape": list(data.shape)}
+    return folder / "data.png", parts | ({"classes": data.classes} if data.classes else {})
 
 
 def train_or_resume(given: dict, device: torch.device) -> tuple[Path, dict]:
@@ -798,6 +816,7 @@ def train_or_resume(given: dict, device: torch.device) -> tuple[Path, dict]:
         try:
             if first:
                 write_json(folder / "config.json", vars(config))
+                write_picture(folder / "data.png", data.overview())
             train(run, folder)
             metrics, film = write_samples(run.chosen(), folder, BOUND_CALLS)
             if first:
@@ -888,6 +907,7 @@ def perform(given: dict) -> tuple[Path, dict]:
         a_week = pd.Timedelta(days=7)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=a_week)
     act = from_checkpoint if {"sample", "evaluate"} & set(given) else train_or_resume
+    act = look_at_data if "dry_run" in given else act
     return act(given, device)
 
 

@@ -55,12 +55,16 @@ class Denoiser(nn.Module):
 
 
 class MLP(Denoiser):
-    """Residual layers over the embedded coordinates and time, for x_t of shape (batch, dimensions)."""
+    """Residual layers over the embedded coordinates, time and class, for x_t of shape (batch, dimensions).
+
+    cond: a class number each, (batch,), or `num_classes` for none.
+    """
 
     def __init__(
         self,
         shape: tuple[int],
         *,
+        num_classes: int,
         num_timesteps: int,
         hidden_size: int,
         hidden_layers: int,
@@ -71,13 +75,18 @@ class MLP(Denoiser):
         super().__init__(shape, num_timesteps)
         self.embed_time = embedding(time_embedding, embedding_size, scale=1000)
         self.embed_input = embedding(input_embedding, embedding_size, scale=25)
-        self.stem = nn.Linear(shape[0] * self.embed_input.size + self.embed_time.size, hidden_size)
+        self.num_classes = num_classes
+        self.embed_class = nn.Embedding(num_classes + 1, embedding_size) if num_classes else None
+        known = self.embed_time.size + embedding_size * bool(num_classes)
+        self.stem = nn.Linear(shape[0] * self.embed_input.size + known, hidden_size)
         self.layers = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(hidden_layers))
         self.head = nn.Linear(hidden_size, shape[0])
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: None = None) -> Tensor:
-        e = self.embed_time(t / self.num_timesteps).expand(len(x_t), -1)
-        h = F.gelu(self.stem(torch.cat([self.embed_input(x_t).flatten(1), e], dim=1)))
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        known = [self.embed_input(x_t).flatten(1), self.embed_time(t / self.num_timesteps).expand(len(x_t), -1)]
+        if self.embed_class is not None:
+            known.append(self.embed_class(cond))
+        h = F.gelu(self.stem(torch.cat(known, dim=1)))
         for layer in self.layers:
             h = h + F.gelu(layer(h))
         return self.head(h)

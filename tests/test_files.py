@@ -10,15 +10,14 @@ import pytest
 from helpers import ROOT, files, load, no_space, write_images
 
 from tiny_diffusion.files import owned, write, write_json
-from tiny_diffusion.images import decode_image
 from tiny_diffusion.messages import UsageError
+from tiny_diffusion.pictures import decode
 
 
 def test_folder_decodes_once_and_again_when_a_file_or_the_size_changes(tmp_path, monkeypatch):
     write_images(tmp_path, 5)
     calls = []
-    decode = decode_image
-    monkeypatch.setattr("tiny_diffusion.images.decode_image", lambda *arguments: calls.append(1) or decode(*arguments))
+    monkeypatch.setattr("tiny_diffusion.pictures.decode", lambda *arguments: calls.append(1) or decode(*arguments))
     first = load("folder", tmp_path, image_size=16)
     assert np.array_equal(load("folder", tmp_path, image_size=16).items, first.items) and len(calls) == 5
     assert isinstance(first.items, np.memmap) and first.items.filename.parent == tmp_path / ".cache"

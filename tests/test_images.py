@@ -11,8 +11,11 @@ from helpers import load, numbers, server, write_images
 from PIL import Image
 
 from datasets import restore
-from tiny_diffusion.images import decode_image, frechet_distances
+from tiny_diffusion.images import frechet_distances
 from tiny_diffusion.messages import UsageError
+from tiny_diffusion.pictures import Kind, decode
+
+RGB = Kind(3, "uint8")
 
 
 def test_photographs_are_mirrored_half_of_the_time_and_alike_for_all_processes():
@@ -46,17 +49,17 @@ def test_images_are_cropped_to_the_middle_and_laid_on_white(tmp_path):
     pixels[:, 20:40] = [255, 0, 0, 255]  # the middle square is red, the rest transparent black
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     np.testing.assert_allclose(
-        decode_image(tmp_path / "wide.png", (8, 8)), np.broadcast_to([255, 0, 0], (8, 8, 3)), atol=16
+        decode(tmp_path / "wide.png", (8, 8), RGB), np.broadcast_to([255, 0, 0], (8, 8, 3)), atol=16
     )
     Image.fromarray(np.zeros((20, 20, 4), np.uint8)).save(tmp_path / "clear.png")
-    assert (decode_image(tmp_path / "clear.png", (8, 8)) == 255).all()
+    assert (decode(tmp_path / "clear.png", (8, 8), RGB) == 255).all()
 
 
 def test_a_folder_says_what_it_found_and_takes_a_height_and_a_width(tmp_path, capsys):
     write_images(tmp_path, 4)
     data = load("folder", tmp_path, image_size=[10, 14])
     assert data.shape == (3, 10, 14) and data.items.shape == (4, 10, 14, 3)
-    assert f"{tmp_path}: 4 images, RGB, most 40×30" in capsys.readouterr().out
+    assert f"{tmp_path}: 4 images, RGB, 8 bits, most 40×30" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dtype, size", [(np.uint8, (12, 20)), (np.uint16, (12, 20)), (np.uint16, (6, 10))])
@@ -229,7 +232,7 @@ def test_images_with_broken_exif_keep_their_pixels(tmp_path):
     broken = content.replace(b"\x01\x12\x00\x03", b"\x01\x12\xff\xff").replace(b"MM\x00*", b"MM\xff\xff")
     assert broken != content
     (tmp_path / "a.jpg").write_bytes(broken)
-    assert (decode_image(tmp_path / "a.jpg", (4, 4))[..., 0] > 200).all()
+    assert (decode(tmp_path / "a.jpg", (4, 4), RGB)[..., 0] > 200).all()
 
 
 @pytest.mark.parametrize(

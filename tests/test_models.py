@@ -34,7 +34,7 @@ def wake(model):
 @pytest.mark.parametrize("input_embedding", ["sinusoidal", "fourier", "learnable", "linear", "identity"])
 def test_mlp_takes_every_embedding(time_embedding, input_embedding):
     sizes = {"num_timesteps": 50, "hidden_size": 128, "hidden_layers": 3, "embedding_size": 128}
-    model = MLP((2,), **sizes, time_embedding=time_embedding, input_embedding=input_embedding)
+    model = MLP((2,), num_classes=0, **sizes, time_embedding=time_embedding, input_embedding=input_embedding)
     x_t, t = torch.randn(7, 2), torch.full((7,), 10)
     assert model(x_t, t).shape == x_t.shape
     knows_time = not torch.equal(model(x_t, t), model(x_t, t + 30))

@@ -57,7 +57,7 @@ def report(tmp_path, ddpm_command):
 def test_a_report_needs_no_other_file(report):
     page = report.read_text()
     sources = re.findall(r'(?:src|href)="(.{22})', page)
-    assert len(sources) == 4 * 2 + 4 + 6 and all(source.startswith("data:") for source in sources)
+    assert len(sources) == 4 * 2 + 4 + 7 and all(source.startswith("data:") for source in sources)
     assert (
         '<p class="verdict">Too short to judge' in page
         and "url(" not in page

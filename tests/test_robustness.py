@@ -128,7 +128,7 @@ def interrupt_at(step, number, run):
 
 def test_interrupted_decoding_leaves_nothing_and_promises_nothing(train_command, tmp_path, monkeypatch):
     write_images(tmp_path / "mine", 3)
-    monkeypatch.setattr("tiny_diffusion.images.decode_image", interrupt)
+    monkeypatch.setattr("tiny_diffusion.pictures.decode", interrupt)
     done = train_command("--dataset", "folder", "--data_dir", "mine")
     assert (done.returncode, done.stderr) == (143, "stopped\n")
     assert {path.split("/")[0] for path in files(tmp_path)} == {"mine"} and not (tmp_path / "mine" / ".cache").exists()

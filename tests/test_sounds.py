@@ -152,7 +152,7 @@ def test_words_choose_others_and_name_what_there_is(spoken):
     assert data.classes == ["yes", "two"] and len(data.items) == 6
     with pytest.raises(UsageError, match=r"--words no: choose among eight, five, .*yes"):
         load("speech-commands", spoken.parents[1], words=["no"])
-    with pytest.raises(UsageError, match=r"--words: no test clips"):
+    with pytest.raises(UsageError, match=r"--words: no test items"):
         load("speech-commands", spoken.parents[1], words=["yes"])
 
 

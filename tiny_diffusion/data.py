@@ -19,6 +19,7 @@ from tiny_diffusion.messages import UsageError
 
 RESIDENT_BYTES = 2**30  # data up to this size is kept on the device, larger data is read from the disk
 HELD_OUT = 0.1  # share of the items held out for scoring, where the data set itself does not say
+UNBALANCED = 1.5  # times the mean of all classes' items in one: more, and classes are weighted
 MAX_PICTURED = 2000  # samples in a picture
 
 
@@ -70,6 +71,7 @@ class Data:
     bin_width = None  # distance of neighbouring raw values in model space, where they are discrete
     time_axes = 1  # how many leading axes of a batch have a diffusion time of their own
     animated = 0  # samples in a GIF
+    pictured = 100  # training items in a picture of the data
     histories = 1  # histories to forecast from; numbers of samples are those of each
 
     def __init__(self, facts: Facts, items=None, labels=None, train=None, test=None):
@@ -103,6 +105,10 @@ class Data:
         """A batch as one picture, (height, width, 3) uint8."""
         raise NotImplementedError
 
+    def overview(self) -> np.ndarray:
+        """The first training items, as training sees them, as one picture."""
+        return self.render(self.encoded(self.train[: self.pictured]))
+
     def film(self, batches):
         """Yield `render` of each batch."""
         return map(self.render, batches)
@@ -130,6 +136,22 @@ class Data:
             number = self.class_number(str(label))
             data.train, data.test = (part[self.labels[part] == number] for part in (self.train, self.test))
         return data if len(data.train) and len(data.test) else self
+
+    def comparable(self, x: Tensor, label) -> tuple[Data, Tensor]:
+        """The data to compare samples drawn with `label` with, and the samples to compare.
+
+        Without a label every class is drawn as often: where held-out items are unlike that, the classes that these have
+        fewer of lose samples, so that both are mixed alike.
+        """
+        if label is not None or not self.classes:
+            return self.of_class(label), x
+        held_out = np.bincount(self.labels[self.test], minlength=len(self.classes))
+        if held_out.max() <= UNBALANCED * held_out.mean():
+            return self, x
+        drawn = np.arange(len(x)) % len(self.classes)
+        most = np.bincount(drawn, minlength=len(self.classes))[held_out > 0].min() / held_out.max()
+        wanted = np.maximum(1, np.round(held_out * most)) * (held_out > 0)
+        return self, x[np.arange(len(x)) // len(self.classes) < wanted[drawn]]
 
     def condition(self, samples: range, label, device):
         """cond to draw `samples` with: the class called `label`, by name or number, or else every class in turn."""
@@ -186,17 +208,45 @@ class Data:
             yield self.encode(raw), labels, None
 
 
+def scores_with_copies(scores: dict, floors: dict, distances: np.ndarray, true: np.ndarray) -> dict:
+    """Scores, and those of copies: `distances` of samples to their nearest training items, and those of `true` ones.
+
+    They are compared by their medians, which no outlier moves, and by how often chance alone makes samples so near
+    (Mann & Whitney 1947). A ratio to a score of zero, as whole numbers and duplicates have it, is left out.
+    """
+    from scipy.stats import mannwhitneyu
+
+    name = "distance_to_training_items"
+    scores[name], floors[name] = (float(np.median(values)) for values in (distances, true))
+    ratios = [key for key, floor in floors.items() if floor > 1e-6 and not key.startswith(("mean", "contrast"))]
+    found = {f"{key}_ratio": scores[key] / floors[key] for key in ratios}
+    found[f"{name}_p_value"] = float(mannwhitneyu(distances, true, alternative="less").pvalue)
+    return scores | found | {"true_samples": floors}
+
+
 def in_batches(numbers: np.ndarray, batch_size: int, total: int) -> list[np.ndarray]:
     """`total` of the numbers in an order that is always the same, over and over if there are fewer, in batches."""
     order = np.resize(np.random.default_rng(0).permutation(numbers), total)
     return np.split(order, range(batch_size, total, batch_size))
 
 
-def split(number: int) -> dict[str, np.ndarray]:
-    """Which of `number` items train, and which are held out, as `test`: one in ten, at least one."""
-    order = np.random.default_rng(0).permutation(number)
-    test, train = np.split(order, [max(1, round(HELD_OUT * number))])
-    return {"train": train, "test": test}
+def split(number: int, parts: np.ndarray | None = None, flag: str = "--data_dir") -> dict[str, np.ndarray]:
+    """Which of `number` items train, and which are held out, as `test`: one in ten, at least one.
+
+    Where the data set says so itself, `parts` are "train", "validation" or "test" of each item; what is to validate is
+    held out where nothing is to test, and else left out.
+    """
+    if parts is None:
+        test, train = np.split(np.random.default_rng(0).permutation(number), [max(1, round(HELD_OUT * number))])
+        return {"train": train, "test": test}
+    held_out = "test" if (parts == "test").any() else "validation"
+    if unused := len(parts) - np.isin(parts, ["train", held_out]).sum():
+        print(f"{unused:,} items to validate with are left out, since others are there to test with")
+    found = {"train": np.flatnonzero(parts == "train"), "test": np.flatnonzero(parts == held_out)}
+    for part, noun in (("train", "training"), ("test", "test")):
+        if not len(found[part]):
+            raise UsageError(f"{flag}: no {noun} items in these, by the split that they come with; name others")
+    return found
 
 
 def check_tensors(tensors: dict) -> None:

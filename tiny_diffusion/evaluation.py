@@ -23,6 +23,7 @@ CHECKED_SHARE = 0.06  # of all items are they at most: a call takes a third of a
 LEVELS = 20  # of noise, in the picture of the loss
 RISE, FALL = 0.03, 0.03  # of the held-out loss: what counts as memorising, and as worth twice the epochs
 PATIENCE = 1.5  # times the steps to the lowest held-out loss, after which training stops if it has risen
+CHANCE = 1e-3  # how seldom it makes samples so near to training items that they are called copies
 COPIED = 0.7  # of held-out items' distance to the nearest training item: samples nearer than that are copies
 
 
@@ -193,20 +194,22 @@ def verdict_on_samples(metrics: dict) -> list[str]:
     """Copies, a shift in brightness, a tint, each where it is more than chance makes of so many samples."""
     true, remarks = metrics.get("true_samples", {}), []
     ratio = metrics.get("distance_to_training_items_ratio", 1)
-    if ratio < COPIED:
+    if ratio < COPIED and metrics.get("distance_to_training_items_p_value", 0) < CHANCE:
         remarks.append(f"Samples copy: {ratio:.2f} times as far from the nearest training item as held-out items are.")
     shifts = {}
     for channel in (name.removeprefix("mean") for name in true if name.startswith("mean")):
         difference = metrics[f"mean{channel}"] - true[f"mean{channel}"]
-        shifts[channel] = difference / max(true[f"contrast{channel}"], 1e-9)
+        if true[f"contrast{channel}"] > 0:
+            shifts[channel] = difference / true[f"contrast{channel}"]
     if not shifts:
         return remarks
     shift, chance = np.mean(list(shifts.values())), 1 / math.sqrt(metrics["samples"])
     tint = {name[1:]: part - shift for name, part in shifts.items() if abs(part - shift) > max(0.05, chance)}
     if abs(shift) > max(0.1, 2 * chance):
         how = "brighter" if shift > 0 else "darker"
-        remarks.append(f"Samples are {how} than the data, by {abs(shift):.0%} of its contrast.")
-    if tint:
+        far, figure = ("", f", by {abs(shift):.0%} of its contrast") if abs(shift) <= 1 else ("far ", "")
+        remarks.append(f"Samples are {far}{how} than the data{figure}.")
+    if tint and abs(shift) <= 1:
         told = ", ".join(f"{name} {part:+.0%}" for name, part in tint.items())
         remarks.append(f"Samples have a tint, in parts of the data's contrast: {told}.")
     return remarks

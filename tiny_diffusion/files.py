@@ -17,7 +17,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from tiny_diffusion.messages import UsageError, reading
+from tiny_diffusion.folders import several
+from tiny_diffusion.messages import UsageError
 
 STATIC = Path(__file__).parents[1] / "static"
 LOCK = ".lock"
@@ -82,24 +83,6 @@ def owned(folder: Path, wait: bool = False):
         lock.release()
 
 
-def files_below(root: Path, suffixes) -> list[Path]:
-    """All files below `root` whose suffix is one of `suffixes`, in order; nothing hidden. Raises UsageError."""
-    if not root.is_dir():
-        raise UsageError(f"--data_dir {root}: no such folder; name the one that holds your files")
-    found = (path for path in root.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
-
-
-def labels_by_folder(paths: list[Path], root: Path, classes: list[str] | None = None):
-    """Classes, unless given, and labels by the folders right below `root`; None unless there are several folders."""
-    parents = [path.relative_to(root).parts[0] if path.parent != root else "" for path in paths]
-    if classes is None:
-        classes = sorted(set(parents))
-        if len(classes) < 2 or "" in classes:
-            return None, None
-    return classes, np.array([classes.index(parent) for parent in parents])
-
-
 def read_ahead(read, requests, depth: int = 4):
     """Yield read(request) for each request, in order, with `depth` of them under way in threads."""
     with ThreadPoolExecutor(depth) as pool:
@@ -112,30 +95,33 @@ def read_ahead(read, requests, depth: int = 4):
             yield pending.popleft().result()
 
 
-def attempt(read, path: Path):
-    """What `read(path)` gives; None if the file is unreadable."""
-    with contextlib.suppress(UsageError), reading(f"{path} is unreadable"):
-        return read(path)
+def attempt(read, request):
+    """What `read(request)` gives, or as text the reason why that fails."""
+    try:
+        return read(request)
+    except UsageError as error:
+        return str(error)
+    except Exception as error:  # of a broken file; each library has its own
+        return " ".join(str(error).split()).rsplit(": ", 1)[-1][:80] or type(error).__name__
 
 
-def decoded(kind: str, paths: list[Path], root: Path, cache: Path, decode, shape) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `paths` could be read, and these as a memory map (n, *shape) uint8.
+def decoded(kind: str, root: Path, names: list[str], stamps: list, requests, cache: Path, decode, shape):
+    """Which of the items called `names` could be read, and these as a memory map (n, *shape) uint8.
 
-    `decode(path)` is called once for each, in parallel, and raises or gives None for what it cannot read. The results
-    go into `cache`, under a name made of `kind`, the shape, and all files' names, sizes and times. Raises UsageError.
+    `decode(request)` is called once for each of `requests()`, in parallel, and raises for what it cannot read. The
+    results go into `cache`, under a name made of `kind`, the shape, and all names and stamps. Raises UsageError.
     """
-    stats = [path.stat() if path.exists() else None for path in paths]
-    listing = [f"{path.relative_to(root)} {s and (s.st_size, s.st_mtime_ns)}" for path, s in zip(paths, stats)]
+    listing = [f"{name} {stamp}" for name, stamp in zip(names, stamps)]
     key = hashlib.sha256(os.fsencode("\n".join([f"{kind} {shape}", *listing]))).hexdigest()[:16]
-    noun = kind.split()[0]
+    noun, size = kind.split()[0], math.prod(shape)
     target = cache / f"{noun}-{key}.raw"
-    look = functools.partial(read_decoded, target, len(paths), math.prod(shape))
+    look = functools.partial(read_decoded, target, len(names), size)
     try:
         if look() is None:
             with owned(cache, wait=True):
                 if look() is None:  # not even now: no other process has decoded them in the meantime
                     print(f"{target} is not whole: decoding again\n" * target.exists(), end="")
-                    write_decoded(target, paths, root, decode, noun, math.prod(shape))
+                    write_decoded(target, root, names, requests(), decode, noun, size)
         kept = np.flatnonzero(look())
     except OSError as error:
         remedy = f"make it writable, to keep decoded {noun} in, or copy your data"
@@ -152,20 +138,22 @@ def read_decoded(target: Path, number: int, size: int) -> np.ndarray | None:
     return readable.astype(bool) if whole and readable.max() <= 1 else None
 
 
-def write_decoded(target: Path, paths: list[Path], root: Path, decode, noun: str, size: int) -> None:
-    """Write what `decode(path)` gives for each path to `target`, one after the other, then which could be read."""
-    items, readable = read_ahead(functools.partial(attempt, decode), paths, os.cpu_count()), []
-    with replacing(target, len(paths) * (size + 1)) as file, quiet_libraries() as terminal:
-        for item in tqdm(items, "decoding", len(paths), unit=f" {noun}", disable=None, file=terminal):
-            readable.append(item is not None)
-            if item is not None:
+def write_decoded(target: Path, root: Path, names: list[str], requests, decode, noun: str, size: int) -> None:
+    """Write what `decode(request)` gives for each to `target`, one after the other, then which could be read."""
+    items, readable, skipped = read_ahead(functools.partial(attempt, decode), requests, os.cpu_count()), [], []
+    with replacing(target, len(names) * (size + 1)) as file, quiet_libraries() as terminal:
+        for item in tqdm(items, "decoding", len(names), unit=f" {noun}", disable=None, file=terminal):
+            readable.append(not isinstance(item, str))
+            if readable[-1]:
                 file.write(item.tobytes())
+            else:
+                skipped.append(f"{names[len(readable) - 1]} ({item})")
         file.write(bytes(readable))
-        skipped = [str(path.relative_to(root)) for path, good in zip(paths, readable) if not good]
-        if skipped:
-            print(f"skipped {len(skipped)} unreadable {noun}: {', '.join(skipped[:10])}{' ...' * (len(skipped) > 10)}")
+        told = f"{len(skipped)} unreadable {noun}: {several(skipped)}"
         if sum(readable) < 2:
-            raise UsageError(f"--data_dir: fewer than 2 readable {noun} in {root}; name another folder")
+            raise UsageError(f"--data_dir: fewer than 2 readable {noun} in {root} ({told}); name another folder")
+        if skipped:
+            print(f"skipped {told}")
 
 
 @contextlib.contextmanager

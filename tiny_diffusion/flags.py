@@ -6,13 +6,13 @@ import math
 from tiny_diffusion.messages import format_value
 
 
-def number_in(kind, low, high=math.inf) -> dict:
-    """Settings of an argument that is a number of `kind`, int or float, between `low` and `high`."""
+def number_in(kind, low, high=math.inf, reason: str = "") -> dict:
+    """Settings of an argument that is a number of `kind`, int or float, between `low` and `high`, for a `reason`."""
 
     def parse(text):
         value = kind(text)
         if not low <= value <= high or math.isinf(value):
-            raise argparse.ArgumentTypeError(f"{text} is not in [{low}, {high}]")
+            raise argparse.ArgumentTypeError(f"{text} is not in [{low}, {high}]{'; ' * bool(reason)}{reason}")
         return value
 
     parse.__name__ = "whole number" if kind is int else "number"  # for argparse's messages

@@ -16,6 +16,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
 
+from tiny_diffusion.data import pixels_of
 from tiny_diffusion.windows import Group, Windows, concatenated, target_and_covariates, windows_of
 
 QUANTILES = np.arange(1, 20) / 20  # of the quantiles that the mean weighted quantile loss is the mean over
@@ -115,6 +116,23 @@ def picture(data, paths: np.ndarray) -> Figure:
         axes.plot(times, np.median(values, 0), color="tab:blue", linewidth=1, label="median")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     return figure
+
+
+def overview(data) -> np.ndarray:
+    """A picture of the first series, whole, the windows of which forecasts are scored shaded."""
+    shown = [(group, i) for group in data.items for i in range(data.shape[1])][:PANELS]
+    figure = Figure(figsize=(10, 0.8 + 1.3 * len(shown)), dpi=80, layout="constrained")
+    for number, (group, i) in enumerate(shown):
+        axes = figure.add_subplot(len(shown), 1, number + 1)
+        name = data.facts.names[group.number * data.shape[1] + i]
+        axes.set_title(name, fontsize=9, loc="left", parse_math=False)
+        times = pd.period_range(group.start, periods=len(group.values)).to_timestamp()
+        axes.plot(times, group.values[:, i], color="0.3", linewidth=0.7)
+        for begin in group.begins:
+            last = min(begin + data.prediction_length, len(times)) - 1
+            axes.axvspan(times[begin], times[last], color="tab:orange", alpha=0.3, linewidth=0)
+        axes.tick_params(labelsize=7)
+    return pixels_of(figure)
 
 
 def film(data, batches):

@@ -1,30 +1,39 @@
 """Images: what they share with spectrograms, where they are read from, how they are shown and scored."""
 
-import collections
-import contextlib
 import functools
 import math
-import threading
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from tiny_diffusion.arrays import CHUNK, DTYPES, read_array, value_range
-from tiny_diffusion.data import RESIDENT_BYTES, Data, Facts, Number, Positive, cast, split, write_picture
-from tiny_diffusion.files import attempt, decoded, files_below, labels_by_folder, read_ahead
-from tiny_diffusion.messages import UsageError, downloading, reading
+from tiny_diffusion import picture_heads, pictures
+from tiny_diffusion.arrays import CHUNK, DTYPES, limited, read_array, value_range
+from tiny_diffusion.data import (
+    RESIDENT_BYTES,
+    Data,
+    Facts,
+    Number,
+    Positive,
+    cast,
+    scores_with_copies,
+    split,
+    write_picture,
+)
+from tiny_diffusion.files import attempt, decoded, read_ahead
+from tiny_diffusion.folders import files_below, several
+from tiny_diffusion.messages import UsageError, downloading
+from tiny_diffusion.sources import Sources, content, found, home_of, of_hub, of_paths, tell
 
 FRECHET_SAMPLES = 2048  # as many as Inception has features, for their covariance to have full rank
 FEW, SMALL_BATCH = 1000, 32  # of fewer items than that, a step takes so many
 COLUMNS = 10  # of a grid of images: with ten classes, one for each
 PAIRS = 25  # samples in a picture with their nearest training items
 COMPARED = 200  # samples, and held-out items, whose nearest training items are looked for
-LARGE_IMAGE = threading.Lock()  # they take gigabytes: one at a time
+DECODING = 2  # the version, to be counted up where pictures would be decoded otherwise
 
 
 class PixelsFacts(Facts):
@@ -66,9 +75,9 @@ class Pixels(Data):
 
     def encode(self, raw):
         raw = raw[..., None] if self.facts.flat else raw
-        raw = raw if raw.dtype == torch.float64 else raw.float()
+        raw = raw.double() if raw.dtype in (torch.float64, torch.int32) else raw.float()
         x = raw.sub(raw.new_tensor(self.facts.mean)).div_(raw.new_tensor(self.facts.std))
-        return x.permute(0, 3, 1, 2).float()
+        return x.permute(0, 3, 1, 2).float().clamp_(*self.interval)
 
     def decode(self, x):
         raw = x.cpu().double().permute(0, 2, 3, 1).numpy() * self.facts.std + self.facts.mean
@@ -78,15 +87,12 @@ class Pixels(Data):
     def score(self, x, device="cpu", thorough=False):
         """Distance to the nearest training item, and mean and contrast of each channel, beside those of held-out items.
 
-        The distance is the root mean square of the differences in model space.
+        The distance is the median of root mean squares of differences in model space.
         """
         x = x[:COMPARED]
         true = self.encoded(np.random.default_rng(0).permutation(self.test)[: len(x)])
-        scores, floors = (
-            {"distance_to_training_items": self.nearest(one)[0].mean().item()} | self.tones(one) for one in (x, true)
-        )
-        ratio = scores["distance_to_training_items"] / max(floors["distance_to_training_items"], 1e-9)
-        return {"samples": len(x)} | scores | {"distance_to_training_items_ratio": ratio, "true_samples": floors}
+        scores, floors = {"samples": len(x)} | self.tones(x), self.tones(true)
+        return scores_with_copies(scores, floors, *(self.nearest(one)[0].numpy() for one in (x, true)))
 
     def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The distance from each of x to the training item nearest to it, and the number of that item."""
@@ -162,7 +168,7 @@ class Images(Pixels):
             needed = f"--num_samples {FRECHET_SAMPLES} and twice as many training images, better 10000"
             print(f"Fréchet distance left out: it needs at least {needed}")
             return scores
-        if self.facts.dtype != "uint8" or self.shape[0] not in (1, 3):
+        if self.facts.dtype != "uint8" or self.facts.limits != (0, 255) or self.shape[0] not in (1, 3):
             print("Fréchet distance left out: Inception takes grey and RGB images of 8 bits")
             return scores
         others, real = np.split(self.items[np.random.default_rng(0).permutation(self.train)], [number])
@@ -204,18 +210,19 @@ def from_pixels(name: str, items: np.ndarray, limits=(0, 255), flip: bool = Fals
     return Images(facts, flip, items=items, **parts)
 
 
-def gray_images(name: str, items: np.ndarray, labels: np.ndarray, number: int, classes: list[str], config) -> Images:
-    """Images (n, height, width) uint8 scaled to `--image_size`; the first `number` of them train."""
+def resized(name: str, items: np.ndarray, labels, number: int, classes: list[str], config) -> Images:
+    """Images (n, height, width[, channels]) uint8 scaled to `--image_size`; the first `number` of them train."""
+    items = items.reshape(*items.shape[:3], -1)
     if config.image_size:
         from torchvision.transforms.functional import resize
 
         height, width = sides(config.image_size)
-        if len(items) * height * width > 2 * RESIDENT_BYTES:
+        if len(items) * height * width * items.shape[3] > 2 * RESIDENT_BYTES:
             raise UsageError(f"--image_size {height} {width}: too large for {len(items)} images; make it smaller")
-        parts = torch.from_numpy(items).split(256)
-        items = torch.cat([resize(part, [height, width], antialias=True) for part in parts]).numpy()
+        parts = torch.from_numpy(items).permute(0, 3, 1, 2).split(256)
+        items = torch.cat([resize(part, [height, width], antialias=True) for part in parts]).permute(0, 2, 3, 1).numpy()
     train, test = np.split(np.arange(len(items)), [number])
-    return from_pixels(name, items[..., None], labels=labels, train=train, test=test, classes=classes)
+    return from_pixels(name, items, labels=labels, train=train, test=test, classes=classes)
 
 
 def digits(config) -> Images:
@@ -224,21 +231,29 @@ def digits(config) -> Images:
 
     bunch = load_digits()
     items = (bunch.images * (255 / 16)).round().astype(np.uint8)
-    return gray_images(config.dataset, items, bunch.target, 1500, [str(digit) for digit in range(10)], config)
+    return resized(config.dataset, items, bunch.target, 1500, [str(digit) for digit in range(10)], config)
 
 
 def from_torchvision(class_name: str, config) -> Images:
-    """A data set of torchvision's in MNIST's form, downloaded to `--data_dir` where it is not there yet."""
+    """A data set of torchvision's, downloaded to `--data_dir` where it is not there yet.
+
+    Of EMNIST its `balanced` digits and letters, which lie on their sides in its files.
+    """
     import torchvision.datasets
 
-    name, data_dir, dataset = config.dataset, config.data_dir, getattr(torchvision.datasets, class_name)
-    with downloading(name, data_dir, f"put its files into {Path(data_dir) / class_name / 'raw'}"):
-        train, test = (dataset(data_dir, train=train, download=True) for train in (True, False))
-        items, labels = (torch.cat(parts).numpy() for parts in ((train.data, test.data), (train.targets, test.targets)))
-        if items.shape != (len(labels), 28, 28) or len(train) * len(test) == 0 or labels.max() > 9:
+    name, data_dir = config.dataset, config.data_dir
+    settings, turned = ({"split": "balanced"}, True) if class_name == "EMNIST" else ({}, False)
+    kind = getattr(torchvision.datasets, class_name)
+    place = Path(data_dir) / getattr(kind, "base_folder", f"{class_name}/raw")
+    dataset = functools.partial(kind, data_dir, download=True, **settings)
+    with downloading(name, data_dir, f"put its files into {place}"):
+        train, test = dataset(train=True), dataset(train=False)
+        items = np.concatenate([np.asarray(part.data) for part in (train, test)])
+        labels = np.concatenate([np.asarray(part.targets) for part in (train, test)])
+        classes = [title.split(" - ")[0] for title in train.classes]  # MNIST's are "0 - zero" ...
+        if len(items) != len(labels) or items.ndim < 3 or len(train) * len(test) == 0 or labels.max() >= len(classes):
             raise ValueError("images and labels do not fit together")
-    classes = [title.split(" - ")[0] for title in dataset.classes]  # MNIST's are "0 - zero" ...
-    return gray_images(name, items, labels, len(train), classes, config)
+    return resized(name, items.swapaxes(1, 2) if turned else items, labels, len(train), classes, config)
 
 
 def from_kaggle(handle: str, config) -> Images:
@@ -251,33 +266,69 @@ def from_kaggle(handle: str, config) -> Images:
         with downloading(home.name, config.data_dir, f"unpack kaggle.com/datasets/{handle} into {home}"):
             kagglehub.dataset_download(handle, output_dir=str(partial))
         partial.rename(home)
-    items, _ = decoded_images(image_files(home), home, home.parent / ".cache", "RGB", config)
+    sources = of_paths(files_below(home, picture_heads.suffixes()).paths, home, quiet=True)
+    frames = [(i, 0) for i in range(len(sources.names))]
+    items, _ = decoded_images(sources, frames, pictures.Kind(3, "uint8"), home.parent / ".cache", config)
     return from_pixels(home.name, items, flip=True, **split(len(items)))
 
 
 def folder(config) -> Images:
-    """Your own images: all below `--data_dir`; the folders right below it, if there are several, are classes."""
-    root = Path(config.data_dir)
-    paths = image_files(root)
-    items, kept = decoded_images(paths, root, root / ".cache", common_mode(paths, root), config)
-    classes, labels = labels_by_folder(kept, root)
-    limits = value_range(items, f"--data_dir {root}")
-    return from_pixels(config.dataset, items, limits, classes=classes, labels=labels, **split(len(items)))
+    """Your own images: all below `--data_dir`, whose folders are classes, or in the archive or Parquet files there."""
+    return from_sources(found(Path(config.data_dir), "image", picture_heads.suffixes(), pictures.REMEDIES), config)
 
 
-def image_files(root: Path) -> list[Path]:
-    """All images below `root`, by their suffixes. Raises UsageError."""
-    Image.init()
-    return files_below(root, Image.EXTENSION)
+def hub(name: str, config) -> Images:
+    """The images of a data set of the Hugging Face Hub, OWNER/NAME or OWNER/NAME:CONFIG, downloaded to `--data_dir`."""
+    return from_sources(of_hub(name, "image", config), config)
 
 
-def decoded_images(paths: list[Path], root: Path, cache: Path, mode: str, config) -> tuple[np.ndarray, list[Path]]:
-    """Images (n, height, width, channels) of `--image_size`, in Pillow's `mode`, and the files that they are from."""
+def from_sources(sources: Sources, config) -> Images:
+    """The images in files, of what size, depth and colours these say."""
+    root = sources.root
+    looks = list(read_ahead(functools.partial(attempt, lambda one: picture_heads.look(content(one))), sources.read()))
+    known = [i for i, one in enumerate(looks) if not isinstance(one, str)]
+    if not known:
+        told = several(f"{name} ({look})" for name, look in zip(sources.names, looks))
+        raise UsageError(f"--data_dir: fewer than 2 readable images in {root} ({told}); name another folder")
+    readable, names = [looks[i] for i in known], [sources.names[i] for i in known]
+    kept = set(known)
+    again = lambda: (content(one) for i, one in enumerate(sources.read()) if i in kept)  # noqa: E731
+    kind, said = pictures.common_kind(readable, names, f"--data_dir {root}", again)
     height, width = sides(config.image_size or 64)
-    dtype, channels = ("uint16" if mode == "I;16" else "uint8"), (3 if mode == "RGB" else 1)
-    shape = (height, width, channels * np.dtype(dtype).itemsize)  # in bytes
-    kept, items = decoded("images", paths, root, cache, lambda path: decode_image(path, (width, height), mode), shape)
-    return items.view(dtype), [paths[i] for i in kept]
+    frames, of_frames = pictures.items_of(looks, config.frames == "all", str(root))
+    tell("", [pictures.found_line(readable, kind, (width, height), str(root)), *said, *of_frames])
+    items, files = decoded_images(sources, frames, kind, home_of(root) / ".cache", config)
+    if kind.channels == 3 and pictures.all_grey(items):
+        print(f"{root}: all are grey in truth, and kept so")
+        items = items[..., :1]
+    limits, said = value_range(items, f"--data_dir {root}", config.range)
+    tell("", said)
+    labels, parts = (None if values is None else values[files] for values in (sources.labels, sources.split))
+    parts = split(len(items), parts)
+    return from_pixels(config.dataset, items, limits, classes=sources.classes, labels=labels, **parts)
+
+
+def decoded_images(sources: Sources, frames: list, kind, cache: Path, config) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, height, width, channels) of `--image_size` and `kind`, and the number of the file of each.
+
+    `frames` are pairs of a file's number and one of its frames.
+    """
+    height, width = sides(config.image_size or 64)
+    files = np.array([i for i, _ in frames])
+    names, stamps = ([values[i] for i in files] for values in (sources.names, sources.stamps))
+    stamps = [f"{stamp} {frame}" for stamp, (_, frame) in zip(stamps, frames)]
+    numbers = np.bincount(files, minlength=len(sources.names)).tolist()
+
+    def requests():
+        return ((one, frame) for one, number in zip(sources.read(), numbers) for frame in range(number))
+
+    def decode(request):
+        return pictures.decode(content(request[0]), (width, height), kind, request[1])
+
+    shape = (height, width, kind.channels * np.dtype(kind.dtype).itemsize)  # in bytes
+    key = f"images {DECODING} {kind}"
+    kept, items = decoded(key, sources.root, names, stamps, requests, cache, decode, shape)
+    return items.view(kind.dtype), files[kept]
 
 
 def sides(image_size: int | list[int]) -> list[int]:
@@ -287,68 +338,18 @@ def sides(image_size: int | list[int]) -> list[int]:
     return np.resize(image_size, 2).tolist()
 
 
-def common_mode(paths: list[Path], root: Path) -> str:
-    """Pillow's mode to keep all images in: "I;16" if all are grey with 16 bits, "L" if all are grey, or else "RGB"."""
-    found = [kind for kind in read_ahead(functools.partial(attempt, mode_and_size), paths) if kind]
-    modes = {mode for mode, _ in found}
-    deep = {mode for mode in modes if mode.startswith("I")}
-    mode = "RGB" if not found or modes - deep - {"1", "L", "LA"} else "L" if modes - deep else "I;16"
-    if found:
-        (width, height), _ = collections.Counter(size for _, size in found).most_common(1)[0]
-        print(f"{root}: {len(found):,} images, {'RGB' if mode == 'RGB' else 'grey'}, most {height}×{width}")
-    return mode
-
-
-def mode_and_size(path: Path) -> tuple:
-    """Pillow's mode, and (width, height), out of the head of an image."""
-    with Image.open(path) as image:
-        return image.mode, image.size
-
-
-def decode_image(path: Path, size: tuple[int, int], mode: str = "RGB") -> np.ndarray:
-    """The middle of an image as (height, width, channels), on white where it is transparent.
-
-    `size` is (width, height), `mode` Pillow's: "RGB" and "L", grey, have 8 bits, "I;16" is grey with 16.
-    """
-    with Image.open(path) as image:
-        image.draft("RGB", (2 * size[0], 2 * size[1]))  # lets JPEG decode at a fraction of its size
-        with LARGE_IMAGE if image.width * image.height > 2**24 else contextlib.nullcontext():
-            with contextlib.suppress(UsageError), reading("broken EXIF"):
-                ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith("I"):  # 16 bits
-                image = image.convert("F")
-                if mode != "I;16":
-                    image = image.point(lambda value: value / 257 + 0).convert("L")
-            if image.has_transparency_data:
-                image = image if image.mode == "RGBA" else image.convert("RGBA")
-                white = Image.new("RGB", image.size, "white")
-                white.paste(image, mask=image)
-                image = white
-            image = image if image.mode == mode or mode == "I;16" else image.convert(mode)
-            pixels = np.asarray(ImageOps.fit(image, size, Image.Resampling.LANCZOS))
-    return cast(pixels, "uint16" if mode == "I;16" else "uint8").reshape(size[1], size[0], -1)
-
-
 def array(config) -> Images:
-    """Your own images: `--data_dir` is a .npy of (n, height, width[, channels]), or a .npz with `x` and `y`."""
-    items, y = read_array(Path(config.data_dir))
-    if items.ndim == 2:
-        raise UsageError(f"--data_dir {config.data_dir}: points, (n, dimensions); learn them with --dataset points")
+    """Your own images: `--data_dir` is a .npy of (n, height, width[, channels]), or a .npz or .mat with such an x."""
+    path, name = Path(config.data_dir), f"--data_dir {config.data_dir}"
+    array = read_array(path, config.channels)
+    if array.items.ndim == 2:
+        raise UsageError(f"{name}: points, (n, dimensions); learn them with --dataset points")
     if config.image_size:
         raise UsageError("--image_size: arrays are taken as they are; leave it out")
-    limits = value_range(items, f"--data_dir {config.data_dir}")
-    lowest, highest = np.min(limits), np.max(limits)
-    if config.range:
-        limits = low, high = config.range
-        if not (low < high and low <= lowest and highest <= high):
-            found = f"the values are from {lowest:g} to {highest:g}"
-            raise UsageError(f"--range {low:g} {high:g}: {found}; give a range around")
-    classes, labels = (None, None) if y is None else np.unique(y, return_inverse=True)
-    if classes is None or len(classes) < 2:
-        classes, labels = None, None
-    else:
-        classes = [str(name) for name in classes]
-    height, width, channels = (*items.shape[1:], 1)[:3]
+    array, parts = limited(array, split(len(array.items), array.split), name, config.limit)
+    limits, said = value_range(array.items, name, config.range)
+    height, width, channels = (*array.items.shape[1:], 1)[:3]
     size = f"{height}×{width}, {channels} channel{'s' * (channels > 1)}"
-    print(f"{config.data_dir}: {len(items):,} images of {size}, {items.dtype} from {lowest:g} to {highest:g}")
-    return from_pixels(config.dataset, items, limits, classes=classes, labels=labels, **split(len(items)))
+    reach = f"from {np.min(limits):g} to {np.max(limits):g}"
+    tell("", [*array.said, *said, f"{path}: {len(array.items):,} images of {size}, {array.items.dtype} {reach}"])
+    return from_pixels(config.dataset, array.items, limits, classes=array.classes, labels=array.labels, **parts)

@@ -49,4 +49,4 @@ def command_line(flags: dict) -> str:
 
 def file_name(*parts) -> str:
     """A plain file name made of any texts: without separators, and no longer than a file system takes."""
-    return re.sub(r"[^\w.-]+", "-", "_".join(str(part)[:60] for part in parts))
+    return re.sub(r"[^\w.+-]+", "-", "_".join(str(part)[:60] for part in parts))

@@ -304,6 +304,10 @@ class Series(Data):
     def render(self, x):
         return next(self.film([x]))
 
+    def overview(self):
+        """The whole series, the windows to be forecast and scored shaded."""
+        return forecasts.overview(self)
+
     def film(self, batches):
         return forecasts.film(self, map(self.by_window, batches))
 

@@ -11,19 +11,21 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
+from tiny_diffusion import clips
+from tiny_diffusion.clips import SAMPLE_RATE
 from tiny_diffusion.data import split, write_picture
-from tiny_diffusion.files import decoded, files_below, labels_by_folder, write
+from tiny_diffusion.files import decoded, write
+from tiny_diffusion.folders import Member
 from tiny_diffusion.images import Pixels, PixelsFacts, grid
 from tiny_diffusion.messages import UsageError, downloading, file_name, reading
+from tiny_diffusion.sources import Sources, content, found, home_of, of_hub, of_paths
 
-SAMPLE_RATE = 16000  # of sound, in Hz; a clip lasts one second
 WINDOW, HOP = 800, 250  # of the Fourier transform, in samples: a frame of 50 ms, every 16 ms
 FRAMES = SAMPLE_RATE // HOP  # of a spectrogram
 BANDS, LOWEST, HIGHEST = 64, 60, 8000  # Mel bands, from and to Hz
 QUIETEST, LOUDEST = -36, 44  # dB in a Mel band, of a clip whose peak is 1: what the 256 levels span
 LEVELS_PER_DECIBEL = 255 / (LOUDEST - QUIETEST)
-CLIPS = f"clips {SAMPLE_RATE} {WINDOW} {LOWEST} {HIGHEST} {QUIETEST} {LOUDEST}"  # of which a cache holds one kind
-SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
+CLIPS = f"clips 2 {SAMPLE_RATE} {WINDOW} {LOWEST} {HIGHEST} {QUIETEST} {LOUDEST}"  # what a cache holds
 PEAK = 0.9  # of the sound that is written
 VOCODED = 64  # clips at a time
 MAX_TILES = 100  # clips in a picture
@@ -133,30 +135,15 @@ def nonnegative_least_squares(matrix: Tensor, target: Tensor, steps: int = 100) 
     return x
 
 
-def decode_clip(path: Path) -> np.ndarray | None:
-    """The middle second of a sound, brought to a peak of 1, as levels (Mel bands, frames, 1) uint8.
+def decode_clip(source: Path | Member | bytes | None) -> np.ndarray:
+    """A second of a sound, as `clips.one_second` takes it, as levels (Mel bands, frames, 1) uint8.
 
-    None if it is silent. Shorter sounds get silence on both sides.
+    Raises UsageError for silence, with the reason alone.
     """
-    import soundfile
-    from torchaudio.functional import resample
-
-    with soundfile.SoundFile(path) as file:
-        rate, length = file.samplerate, int(1.1 * file.samplerate)  # a little more, for the filter
-        file.seek(max(0, file.frames - length) // 2)
-        wave = file.read(length, dtype="float32", always_2d=True).mean(1)
-    if len(wave) == 0 or rate > 10**6:
-        return None
-    rate = max(100, round(rate, -2))  # a filter for rates without a large common divisor would fill the memory
-    wave = resample(torch.from_numpy(wave), rate, SAMPLE_RATE)
-    wave = wave[max(0, len(wave) - SAMPLE_RATE) // 2 :][:SAMPLE_RATE]
-    wave = wave - wave.mean()
-    peak = wave.abs().max()
-    if not 0 < peak < np.inf:
-        return None
-    missing = SAMPLE_RATE - len(wave)
-    wave = torch.nn.functional.pad(wave / peak, (missing // 2, missing - missing // 2))
-    return log_mel(wave)[..., None].numpy()
+    wave = clips.one_second(content(source))
+    if wave is None:
+        raise UsageError("silent")
+    return log_mel(torch.from_numpy(wave))[..., None].numpy()
 
 
 def speech_commands(config) -> Spectrograms:
@@ -176,35 +163,46 @@ def speech_commands(config) -> Spectrograms:
     with reading(f"--data_dir {config.data_dir}: {home} is not whole ({{error}}); delete it"):
         parts = [SPEECHCOMMANDS(config.data_dir, subset=subset) for subset in ("training", "testing")]
         train, test = ([home / part.get_metadata(i)[0] for i in range(len(part))] for part in parts)
-    words, cache = config.words or DIGITS, home.parent / ".cache"
-    return spectrograms(config.dataset, train + test, root, cache, words, set(test))
+    sources = of_paths(train + test, root, quiet=True)
+    held_out = {str(path.relative_to(root)) for path in test}
+    parts = np.array(["test" if name in held_out else "train" for name in sources.names])
+    return spectrograms(sources._replace(split=parts), home.parent / ".cache", config.words or DIGITS, config)
 
 
 def sounds(config) -> Spectrograms:
-    """Your own sounds: all below `--data_dir`, of each the middle second; folders are words, as for images."""
-    root = Path(config.data_dir)
-    return spectrograms(config.dataset, files_below(root, SUFFIXES), root, root / ".cache", config.words)
+    """Your own sounds: all below `--data_dir`, of each one second; folders are words, as for images."""
+    sources = found(Path(config.data_dir), "audio", clips.SUFFIXES, clips.REMEDIES)
+    return spectrograms(sources, home_of(sources.root) / ".cache", config.words, config)
 
 
-def spectrograms(name, paths, root: Path, cache: Path, words, held_out: set | None = None) -> Spectrograms:
-    """The clips at `paths`, or those of `words` among them: the name of the folder right below `root`."""
+def hub(name: str, config) -> Spectrograms:
+    """The sounds of a data set of the Hugging Face Hub, OWNER/NAME or OWNER/NAME:CONFIG, downloaded to `--data_dir`."""
+    sources = of_hub(name, "audio", config)
+    return spectrograms(sources, sources.root / ".cache", config.words, config)
+
+
+def spectrograms(sources: Sources, cache: Path, words: list[str] | None, config) -> Spectrograms:
+    """The clips in files, or those of the classes `words` among them. Raises UsageError."""
+    classes, labels, wanted = sources.classes, sources.labels, range(len(sources.names))
     if words:
-        spoken = sorted({path.relative_to(root).parts[0] for path in paths})
         words = list(dict.fromkeys(words))
-        if not set(words) <= set(spoken):
-            raise UsageError(f"--words {' '.join(words)}: choose among {', '.join(spoken)}")
-        paths = [path for path in paths if path.relative_to(root).parts[0] in words]
-    kept, items = decoded(CLIPS, paths, root, cache, decode_clip, (BANDS, FRAMES, 1))
-    paths, parts = [paths[i] for i in kept], split(len(items))
-    if held_out is not None:
-        is_held_out = np.array([path in held_out for path in paths])
-        parts = {"train": np.flatnonzero(~is_held_out), "test": np.flatnonzero(is_held_out)}
-    for part, title in (("train", "training"), ("test", "test")):
-        if not len(parts[part]):
-            raise UsageError(f"--words: no {title} clips of these words; name others")
+        if not set(words) <= set(classes or ()):
+            raise UsageError(f"--words {' '.join(words)}: choose among {', '.join(classes or ['none: no classes'])}")
+        number = {classes.index(word): i for i, word in enumerate(words)}
+        wanted = [i for i, label in enumerate(labels.tolist()) if label in number]
+        classes, labels = words, np.array([number.get(label, 0) for label in labels.tolist()])
+    chosen = set(wanted)
+    names, stamps = ([values[i] for i in wanted] for values in (sources.names, sources.stamps))
+
+    def requests():
+        return (one for i, one in enumerate(sources.read()) if i in chosen)
+
+    kept, items = decoded(CLIPS, sources.root, names, stamps, requests, cache, decode_clip, (BANDS, FRAMES, 1))
+    files = np.array(wanted)[kept]
+    labels, parts = (None if values is None else values[files] for values in (labels, sources.split))
+    parts = split(len(items), parts, "--words")
     counts = sum(np.bincount(item.ravel(), minlength=256) for item in items[parts["train"]])
     mean = float(np.average(range(256), weights=counts))
     std = float(np.average((np.arange(256) - mean) ** 2, weights=counts) ** 0.5)
-    classes, labels = labels_by_folder(paths, root, words)
-    facts = PixelsFacts(name=name, shape=[1, BANDS, FRAMES], mean=mean, std=std, classes=classes)
+    facts = PixelsFacts(name=config.dataset, shape=[1, BANDS, FRAMES], mean=mean, std=std, classes=classes)
     return Spectrograms(facts, items=items, labels=labels, **parts)
