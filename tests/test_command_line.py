@@ -11,9 +11,9 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, files, refused
 
-from tiny_diffusion.messages import format_value
+from tiny_diffusion.messages import file_name, format_value
 
 SMALL = ["--epochs", "2", "--num_timesteps", "10", "--train_batch_size", "500"]
 POINTS = ["--dataset", "moons", *SMALL, "--num_samples", "200", "--hidden_size", "16"]
@@ -218,3 +218,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(ddpm_
     state = torch.load(checkpoint, weights_only=True)
     assert all(weight.isfinite().all() for weight in state["model"].values())
     assert len(state["history"]) >= 2
+
+
+def test_dry_run_reads_says_draws_and_trains_nothing(ddpm_command, tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).integers(0, 256, (40, 8, 8)), y=[10, 20, 30, 40] * 10)
+    flags = ["--dataset", "array", "--data_dir", "x.npz"]
+    done = ddpm_command(*flags, "--dry_run")
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "results: exps/array_base/data.png"
+    assert "x.npz: 40 images of 8×8, 1 channel, uint8 from 0 to 255" in done.stdout
+    assert list(files(tmp_path / "exps/array_base")) == ["data.png"]
+    small = ["--epochs", 1, "--hidden_size", 8, "--num_timesteps", 5, "--sampling_steps", 2, "--num_samples", 4]
+    assert ddpm_command(*flags, *small).returncode == 0
+    done = ddpm_command("--sample", "exps/array_base/checkpoint.pt", "--label", 20)
+    assert done.returncode == 0 and "no class has that name" not in done.stdout
+    done = ddpm_command("--sample", "exps/array_base/checkpoint.pt", "--label", 1)
+    assert "--label 1: no class has that name; counted from 0, it is 20" in done.stdout
+
+
+def test_guidance_has_a_bound_with_its_reason_and_small_strengths_a_folder_of_their_own(ddpm_command):
+    refused(ddpm_command("--dataset", "digits", "--guidance", "1e6"), "--guidance", "[0, 50]", "noise")
+    assert file_name("guidance-1e+06") != file_name("guidance-1e-06")

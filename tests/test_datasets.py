@@ -21,9 +21,11 @@ def test_a_data_set_is_restored_from_its_facts():
         assert np.array_equal(data.decode(x), remembered.decode(x))
 
 
-def test_limit_trains_on_the_first_items_alone():
+def test_limit_trains_on_random_items_of_every_class():
     data = load("digits", limit=10)
     assert len(data.train) == 10 and len(data.test) == 297
+    assert sorted(data.labels[data.train]) == list(range(10))
+    assert np.array_equal(load("digits", limit=10).train, data.train) and data.train.max() > 100
     assert sum(len(batch[0]) for batch in data.batches(10, 0, 1, "cpu")) == 10
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import begin
+from helpers import begin, load
 
 from ddpm import NoiseScheduler
 from models import Denoiser
 from tiny_diffusion import evaluation
+from tiny_diffusion.evaluation import verdict_on_samples
 
 
 def history(epochs, loss, held_out, scatter=0.02, every=1):
@@ -200,3 +201,25 @@ def test_bits_per_dim_needs_no_more_than_8_bits_for_a_denoiser_that_knows_the_da
     half_bin, sigma = 1 / 255, model.scheduler.betas[1] ** 0.5
     decoder = -math.log2(math.erf(half_bin / sigma / 2**0.5))
     assert figures["bits_per_dim"] == pytest.approx(decoder, abs=5 * figures["bits_per_dim_standard_error"] + 1e-3)
+
+
+def test_samples_of_unbalanced_classes_are_compared_in_the_proportions_of_the_data(tmp_path):
+    """Of 180 dark and 20 light images, drawn in turn: no brighter than the data."""
+    x = np.concatenate([np.full((180, 8, 8), 50), np.full((20, 8, 8), 200)]) + np.arange(64).reshape(8, 8) % 7
+    np.savez(tmp_path / "x.npz", x=x.astype(np.uint8), y=[0] * 180 + [1] * 20)
+    data = load("array", tmp_path / "x.npz")
+    drawn = data.encode(torch.from_numpy(data.items[[0, 199] * 50]))
+    compared, samples = data.comparable(drawn, None)
+    share = (samples.mean((1, 2, 3)) > 0).float().mean().item()
+    assert share == pytest.approx((data.labels[data.test] == 1).mean(), abs=0.03)
+    assert not verdict_on_samples(compared.score(samples))
+    rare, samples = data.comparable(drawn[1::2], "1")
+    assert not verdict_on_samples(rare.score(samples))
+
+
+def test_no_figure_without_sense():
+    true = {"mean": 1.0, "contrast": 1e-9}
+    assert verdict_on_samples({"samples": 100, "mean": 60.0, "true_samples": true}) == [
+        "Samples are far brighter than the data."
+    ]
+    assert verdict_on_samples({"samples": 100, "mean": 60.0, "true_samples": true | {"contrast": 0.0}}) == []

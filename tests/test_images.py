@@ -131,6 +131,41 @@ def test_mnist_is_downloaded_once(tmp_path, monkeypatch):
     assert np.array_equal(load("mnist", tmp_path / "data").items, data.items)  # the server is gone
 
 
+@pytest.mark.parametrize("name, prefix", [("kmnist", "KMNIST/raw/"), ("emnist", "EMNIST/raw/emnist-balanced-")])
+def test_kmnist_and_emnist_stand_upright_and_have_their_own_classes(name, prefix, tmp_path):
+    images, labels = np.zeros((2, 28, 28), np.uint8), np.arange(2, dtype=np.uint8)
+    images[:, 3, 20] = 255  # row 3, column 20
+    parts = {"kmnist": ("train", "t10k"), "emnist": ("train", "test")}[name]
+    for part in parts:
+        path = tmp_path / f"{prefix}{part}-images-idx3-ubyte"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(idx(images))
+        (tmp_path / f"{prefix}{part}-labels-idx1-ubyte").write_bytes(idx(labels))
+    data = load(name, tmp_path)
+    row, column = np.argwhere(data.items[0, ..., 0])[0]
+    assert (row, column) == {"kmnist": (3, 20), "emnist": (20, 3)}[name]
+    assert len(data.train) == 2 == len(data.test) and len(data.classes) == {"kmnist": 10, "emnist": 47}[name]
+
+
+def test_cifar_10_is_rgb(monkeypatch, tmp_path):
+    import torchvision.datasets
+
+    class Cifar:
+        classes = ["airplane", "automobile"]  # noqa: RUF012
+        targets = [0, 1, 1]  # noqa: RUF012
+
+        def __init__(self, root, train, download):
+            self.data = np.full((3, 32, 32, 3), (10, 20, 30), np.uint8)
+
+        def __len__(self):
+            return 3
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Cifar)
+    data = load("cifar-10", tmp_path, image_size=16)
+    assert data.items.shape == (6, 16, 16, 3) and data.items[5, 8, 8].tolist() == [10, 20, 30]
+    assert data.classes == ["airplane", "automobile"] and data.labels.tolist() == [0, 1, 1] * 2
+
+
 def test_mnist_without_a_network_says_what_to_do(tmp_path, monkeypatch):
     from torchvision.datasets import MNIST
 

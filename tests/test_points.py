@@ -8,6 +8,7 @@ import torch
 from helpers import load
 
 from datasets import restore
+from tiny_diffusion.evaluation import verdict_on_samples
 from tiny_diffusion.files import STATIC
 from tiny_diffusion.points import nearest_distance, sliced_wasserstein
 
@@ -100,3 +101,44 @@ def test_the_sliced_wasserstein_distance_of_shifted_points_in_space_is_the_close
     assert shifted == pytest.approx(3 / 3**0.5, rel=0.03)  # E over directions of (3 cos)^2 is 9 / 3
     every = scipy.spatial.distance.cdist(x, x + 1).min(1).mean()
     assert nearest_distance(x, x + 1) == pytest.approx(every)
+
+
+def test_classes_of_points_are_learned_and_drawn(tmp_path, ddpm_command):
+    generator = np.random.default_rng(0)
+    x = np.concatenate([generator.normal(size=(1500, 2)), generator.normal(size=(1500, 2)) + 8])
+    np.savez(tmp_path / "x.npz", x=x, y=["low"] * 1500 + ["high"] * 1500)
+    flags = ["--epochs", 60, "--hidden_size", 32, "--num_samples", 100, "--learning_rate", 0.02]
+    assert ddpm_command("--dataset", "array", "--data_dir", "x.npz", *flags).returncode == 0
+    for label, mean in (("low", 0), ("high", 8)):
+        assert ddpm_command("--sample", "exps/array_base/checkpoint.pt", "--label", label).returncode == 0
+        (folder,) = (tmp_path / "exps/array_base/samples").glob(f"*label-{label}*")
+        np.testing.assert_allclose(np.load(folder / "samples.npy").mean(0), mean, atol=2)
+
+
+def test_a_coordinate_that_never_changes_stays_and_whole_numbers_are_scored_rounded(tmp_path):
+    x = np.random.default_rng(0).integers(0, 4, (2000, 3)).astype(np.int32)
+    x[:, 2] = 7
+    np.save(tmp_path / "x.npy", x)
+    data = load("points", tmp_path / "x.npy")
+    noisy = data.encoded(data.train[:100]) + 0.01 * torch.randn(100, 3)
+    assert np.array_equal(data.decode(noisy), x[data.train[:100]])
+    scores = data.score(noisy)
+    assert scores["distance_to_data"] == 0 and "distance_to_data_ratio" not in scores
+
+
+def test_a_score_that_cannot_tell_is_left_out_above_twenty_dimensions(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(500, 64)))
+    data = load("points", tmp_path / "x.npy")
+    assert "sliced_wasserstein" not in data.score(torch.randn(20, 64))
+
+
+def test_heavy_tails_are_no_copies_and_copies_are(tmp_path):
+    generator, verdicts = np.random.default_rng(0), []
+    np.save(tmp_path / "x.npy", generator.lognormal(0, 2, (3000, 1)))
+    data = load("points", tmp_path / "x.npy")
+    for _ in range(40):
+        true = data.encode(torch.from_numpy(generator.lognormal(0, 2, (150, 1))))
+        verdicts += verdict_on_samples(data.score(true))
+    assert not verdicts
+    copies = data.encoded(data.train[:150])
+    assert "copy" in verdict_on_samples(data.score(copies))[0]

@@ -85,7 +85,7 @@ def test_an_experiment_is_replaced_when_the_new_one_has_its_first_checkpoint(exp
     assert files(experiment) == before
     monkeypatch.setattr(ddpm, "train", interrupt)
     assert train_command(*POINTS, *NAME, "--overwrite").returncode == 143
-    assert set(files(experiment)) == {"checkpoint.pt", "config.json"}
+    assert set(files(experiment)) == {"checkpoint.pt", "config.json", "data.png"}
 
 
 def test_a_full_disk_costs_no_checkpoint(experiment, train_command, monkeypatch):

@@ -77,7 +77,7 @@ def test_parquet_files_in_a_folder_keep_their_split_and_classes(tmp_path, capsys
     write_parquet(tmp_path / "test-0.parquet", "image", map(png, (200, 210)), [3, 5])
     data = load("folder", tmp_path, image_size=8)
     assert np.take(shades(data), data.test).tolist() == [200, 210] and len(data.train) == 6
-    assert data.classes == ["3", "5"] and "8 images in column image of 2 files" in capsys.readouterr().out
+    assert data.classes == ["3", "5"] and "8 pictures in column image of 2 files" in capsys.readouterr().out
     write_parquet(tmp_path / "words" / "a.parquet", "audio", map(wav, (300, 600, 900)), ["x", "y", "x"])
     sounds = load("sounds", tmp_path / "words")
     assert sounds.classes == ["x", "y"] and sounds.labels.tolist() == [0, 1, 0]
@@ -134,16 +134,12 @@ def test_what_is_left_out_or_missing_is_named_with_its_reason(tmp_path, capsys):
 
 def test_every_frame_is_an_item_where_it_is_asked_for(tmp_path, capsys):
     for i in range(3):
-        frames = [Image.fromarray(np.full((8, 8), 100 * i + 20 * j, np.uint8)) for j in range(4)]
+        frames = [Image.fromarray(np.full((8, 8), 80 * i + 20 * j, np.uint8)) for j in range(4)]
         frames[0].save(tmp_path / f"{i}.gif", save_all=True, append_images=frames[1:])
     data = load("folder", tmp_path, image_size=8)
-    assert shades(data) == [0, 100, 200] and data.items.shape == (3, 8, 8, 1)
+    assert shades(data) == [0, 80, 160] and data.items.shape == (3, 8, 8, 1)
     assert "--frames all takes every one" in capsys.readouterr().out
-    assert (
-        shades(load("folder", tmp_path, image_size=8, frames="all"))
-        == [*(0, 20, 40, 60, 100, 120, 140, 160, 200, 220, 240, 255)]
-        or len(load("folder", tmp_path, image_size=8, frames="all").items) == 12
-    )
+    assert shades(load("folder", tmp_path, image_size=8, frames="all")) == list(range(0, 240, 20))
     with pytest.raises(UsageError, match="--frames: only --dataset folder"):
         load("digits", frames="all")
 

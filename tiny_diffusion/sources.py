@@ -122,6 +122,6 @@ def stamp(path: Path) -> tuple | None:
 
 
 def tell(root: Path | str, lines: list[str]) -> None:
-    """Print lines on what lies in `root`."""
+    """Print lines on what lies in `root`, whatever characters its names have."""
     for line in lines:
-        print(f"{root}: {line}" if root else line)
+        print((f"{root}: {line}" if root else line).encode("utf-8", "backslashreplace").decode())
