@@ -32,13 +32,13 @@ DATASETS = {  # name: (modality, the function that reads it, what that takes bef
     "points": ("points", "points.points_file"),
     "speech-commands": ("audio", "sounds.speech_commands"),
     "sounds": ("audio", "sounds.sounds"),
-    "electricity": ("series", "tables.gluonts", "electricity_nips"),
-    "exchange-rate": ("series", "tables.gluonts", "exchange_rate_nips"),
-    "solar": ("series", "tables.gluonts", "solar_nips"),
-    "taxi": ("series", "tables.gluonts", "taxi_30min"),
-    "traffic": ("series", "tables.gluonts", "traffic_nips"),
-    "wiki": ("series", "tables.gluonts", "wiki2000_nips"),
-    "series": ("series", "tables.series"),
+    "electricity": ("series", "series_files.gluonts", "electricity_nips"),
+    "exchange-rate": ("series", "series_files.gluonts", "exchange_rate_nips"),
+    "solar": ("series", "series_files.gluonts", "solar_nips"),
+    "taxi": ("series", "series_files.gluonts", "taxi_30min"),
+    "traffic": ("series", "series_files.gluonts", "traffic_nips"),
+    "wiki": ("series", "series_files.gluonts", "wiki2000_nips"),
+    "series": ("series", "series_files.series"),
 }
 TAKERS = {  # of images, by flag
     "range": ("array", "folder", "hf-images"),
@@ -46,7 +46,7 @@ TAKERS = {  # of images, by flag
     "channels": ("array",),
 }
 PREFIXES = {  # of names: the same, before what follows the prefix
-    "gluonts": ("series", "tables.gluonts"),
+    "gluonts": ("series", "series_files.gluonts"),
     "hf-images": ("images", "images.hub"),
     "hf-audio": ("audio", "sounds.hub"),
 }

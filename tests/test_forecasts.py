@@ -10,6 +10,7 @@ from helpers import HOURS, LENGTH, TINY, load, waves, write_csv, write_panel
 
 import ddpm
 from tiny_diffusion import forecasts
+from tiny_diffusion.frequencies import stamp
 from tiny_diffusion.series import from_groups
 from tiny_diffusion.windows import Group
 
@@ -155,7 +156,7 @@ def test_the_table_of_a_forecast_has_its_quantiles(gluonts_folder):
     data = load("series", gluonts_folder)
     paths = np.random.default_rng(0).normal(size=(101, 3, LENGTH, 3))
     table = forecasts.table(data, paths)
-    row = table[(table["series"] == "site 1") & (table["time"] == data.windows.starts[2] + 4)].iloc[0]
+    row = table[(table["series"] == "site 1") & (table["time"] == stamp(data.windows.starts[2] + 4))].iloc[0]
     assert row["mean"] == pytest.approx(paths[:, 2, 4, 1].mean())
     assert row["0.05"] == pytest.approx(np.quantile(paths[:, 2, 4, 1], 0.05))
     assert list(table.columns[3:]) == [f"{level / 20:.2f}" for level in range(1, 20)]

@@ -17,6 +17,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
 
 from tiny_diffusion.data import pixels_of
+from tiny_diffusion.frequencies import stamp
 from tiny_diffusion.windows import Group, Windows, concatenated, target_and_covariates, windows_of
 
 QUANTILES = np.arange(1, 20) / 20  # of the quantiles that the mean weighted quantile loss is the mean over
@@ -94,7 +95,7 @@ def random_walk(data, number: int) -> np.ndarray:
 def table(data, paths: np.ndarray) -> pd.DataFrame:
     """forecast.csv: mean and quantiles of paths, a row for each time and series."""
     rows = list(itertools.product(range(data.histories), range(data.shape[1]), range(data.prediction_length)))
-    columns = {"time": [data.windows.starts[window] + step for window, _, step in rows]}
+    columns = {"time": [stamp(data.windows.starts[window] + step) for window, _, step in rows]}
     columns |= {"series": [data.name_of(window, i) for window, i, _ in rows], "mean": in_rows(paths.mean(0))}
     columns |= {f"{level:.2f}": in_rows(quantile) for level, quantile in zip(QUANTILES, quantiles(paths))}
     return pd.DataFrame(columns)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import numpy as np
 import pandas as pd
 import torch
-from gluonts.time_feature import get_seasonality, time_features_from_frequency_str
+from gluonts.time_feature import get_seasonality
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from tiny_diffusion.windows import (
     Past,
     Windows,
     calendar,
+    calendar_features,
     changes,
     concatenated,
     lags_of,
@@ -395,7 +396,7 @@ def from_groups(name: str, groups: list[Group], names, covariates, categories, l
 def check_frequency(freq: str) -> None:
     """Raise UsageError for a frequency that GluonTS does not know."""
     try:
-        time_features_from_frequency_str(freq)
+        calendar_features(freq)
     except ValueError as error:
         raise UsageError(f"--freq {freq}: no such time between rows; choose one of h, 30min, D, B, W, M") from error
 

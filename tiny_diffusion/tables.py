@@ -1,237 +1,399 @@
-"""From files to time series: CSVs, and folders in GluonTS's layout, those that GluonTS makes among them."""
+"""Tables as people have them, read into regular time series: a reader for each kind of file, then one common path.
 
-import shutil
+A reader gives a frame whose index counts rows as the file does, its header being row 1, and whose cells are text,
+numbers or times. What the columns are, which are times, ids and numbers, is decided for each column as a whole.
+"""
+
+import itertools
+import re
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from tiny_diffusion.data import HELD_OUT
-from tiny_diffusion.messages import UsageError, downloading
-from tiny_diffusion.series import Series, from_series
-from tiny_diffusion.windows import LARGEST, Group, steps_between, target_and_covariates
+from tiny_diffusion.frequencies import (
+    after_midnight,
+    freq_of,
+    in_winter_time,
+    many,
+    placed,
+    shown,
+    stamp,
+    step_of,
+    tell_shift,
+    tell_weekdays,
+)
+from tiny_diffusion.messages import UsageError
+from tiny_diffusion.numerals import as_text, numbers_of
+from tiny_diffusion.table_files import ID_NAME, TARGET_NAMES, TIME_NAME, frame_of, some, unrolled, upright
+from tiny_diffusion.times import NUMBER, by_format, looks_like_times, month_number, on_the_clock, parse, written_as
 
-MOST_ROWS = 10**7  # of a CSV, missing ones included
-FREQUENCIES = "h, 30min, D, B, W, M"
-TIMES = {  # what numbers in the column of times stand for: (from, below, pandas' unit or format)
-    "years": (1000, 1e4, "%Y"),
-    "dates": (1e7, 1e8, "%Y%m%d"),
-    "seconds since 1970": (1e8, 1e11, "s"),
-    "milliseconds since 1970": (1e11, 1e14, "ms"),
+MOST_ROWS = 10**7  # of a table, missing ones included
+PARTS = {  # columns that make a time together, by their names
+    "year": r"year|yr|yyyy|jahr|ann[ée]e|a[ñn]o|anno|jaar",
+    "quarter": r"quarter|qtr|q|quartal|trimestre",
+    "month": r"month|mon|mm|mo|monat|mois|m[eê]s|mese|maand",
+    "period": r"period",
+    "week": r"week|iso_?week|wk|woche|kw|semaine|semana",
+    "day": r"day|dd|dy|tag|jour|d[ií]a|giorno|day of month",
+    "hour": r"hour|hr|hh|stunde|heure|hora|hour[_ ]ending|he|hour[_ ]of[_ ]day|time|hhmm|uhrzeit",
+    "minute": r"minute|min|mn",
 }
 
 
-class NotWhole(UsageError):
-    """A data set of which files are missing or damaged."""
+class Table(NamedTuple):
+    """A regular series by periods, NaN where missing, and its covariates, which may go on after it ends."""
+
+    name: str
+    values: pd.Series
+    covariates: pd.DataFrame
 
 
-def gluonts(recipe: str, config) -> Series:
-    """A data set that GluonTS makes, downloaded to `--data_dir`/gluonts if it is not there or not whole."""
-    name, home = f"gluonts:{recipe}", Path(config.data_dir) / "gluonts" / recipe
-    try:
-        return gluonts_folder(name, home, config)
-    except NotWhole as error:
-        state = str(error)
-    from gluonts.dataset.repository.datasets import dataset_recipes, materialize_dataset
+def read_tables(
+    path: Path,
+    freq: str | None = None,
+    date_format: str | None = None,
+    covariates: Sequence[str] = (),
+    decimal: str | None = None,
+    say=print,
+) -> list[Table]:
+    """The series of a file, all of one frequency; `say` is told in one line what was read. Raises UsageError.
 
-    if recipe not in dataset_recipes:
-        known = ", ".join(dataset_recipes)
-        raise UsageError(f"{state}, and GluonTS cannot make {recipe}; it makes {known}")
-    print(f"{state}: making it")
-    partial = home.with_name(f".{recipe}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    with downloading(recipe, config.data_dir, f"put it into {home}"):
-        made = materialize_dataset(recipe, partial)
-    shutil.rmtree(home, ignore_errors=True)
-    made.rename(home)
-    partial.rmdir()
-    return gluonts_folder(name, home, config)
-
-
-def series(config) -> Series:
-    """Your own series: `--data_dir` is a CSV, or a folder in GluonTS's layout."""
-    path = Path(config.data_dir)
-    if path.is_file():
-        return from_csv(path, config)
-    if (path / "metadata.json").is_file():
-        return gluonts_folder(config.dataset, path, config)
-    raise UsageError(f"--data_dir {path}: neither a CSV nor a folder with metadata.json, train and test")
-
-
-def gluonts_folder(name: str, root: Path, config) -> Series:
-    """A data set in GluonTS's layout: `train`, and in `test` the same series again for each window.
-
-    Series of the test that are not in `train`, by `item_id`, are forecast all the same. Raises UsageError, and
-    NotWhole where files are missing or damaged.
+    `freq`, `date_format` and `decimal` are the flags of those names, where the file alone does not tell.
     """
-    from gluonts.dataset.common import load_datasets
-
+    notes = []
     try:
-        parts = load_datasets(root, root / "train", root / "test")
-        train, tests = list(parts.train), list(parts.test)
-        if not (train and tests):
-            raise EOFError("no series in it")
-    except Exception as error:  # of several libraries
-        raise NotWhole(f"--data_dir {root}: not there or not whole ({type(error).__name__}: {error})") from error
-    length = config.prediction_length or parts.metadata.prediction_length
-    if not length:
-        raise UsageError("--prediction_length: the data set does not say how many steps to forecast; give it")
-    names, test_names = names_of(train, tests, root)
-    entries, windows = dict(zip(names, train)), {name: [] for name in (*names, *test_names)}
-    for test_name, entry in zip(test_names, tests):
-        windows[test_name].append(entry)
-    try:
-        series = [as_groups(i, entries.get(key), windows[key], length) for i, key in enumerate(windows)]
-    except ValueError as error:
-        raise UsageError(f"--data_dir {root}: {error}") from error
-    firsts = [entries.get(key) or windows[key][0] for key in windows]
-    categories = [[int(category) for category in entry.get("feat_static_cat", [])] for entry in firsts]
-    covariates = [f"feat_dynamic_real_{i}" for i in range(series[0][0].covariates.shape[1])]
-    return from_series(name, series, list(windows), covariates, categories, length, config)
+        frame = frame_of(path, decimal, notes).dropna(how="all")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # pandas would rather have no periods of business days
+            tables = tables_of(frame, freq, date_format, list(covariates), decimal, notes)
+    except UsageError as error:
+        message = str(error)
+        raise UsageError(message if message.startswith("--") else f"--data_dir {path}: {message}") from error
+    say(f"{path}: {'; '.join(notes)}")
+    return tables
 
 
-def names_of(train: list[dict], tests: list[dict], root: Path) -> tuple[list[str], list[str]]:
-    """Names of training and test entries, by `item_id`; numbers, where these only count and tests come in turn."""
-    names, test_names = ([str(entry.get("item_id", i)) for i, entry in enumerate(part)] for part in (train, tests))
-    counted = test_names == [str(i) for i in range(len(tests))] and len(tests) % len(train) == 0
-    if not counted and len(set(names)) == len(train) and set(names) & set(test_names):
-        return names, test_names
-    if len(tests) % len(train):
-        raise UsageError(f"--data_dir {root}: {len(tests)} test series, no multiple of {len(train)} training series")
-    return tuple([str(i % len(train)) for i in range(len(part))] for part in (train, tests))
-
-
-def as_groups(number: int, train: dict | None, tests: list[dict], length: int) -> list[Group]:
-    """One of GluonTS's series: a group to learn from, of the training entry if any, and one for each forecast.
-
-    They come in the order of their ends; what is learned ends before the first forecast begins. Raises ValueError.
-    """
-    groups = [Group(number, entry["start"], *target_and_covariates(entry), 0, []) for entry in tests]
-    groups = sorted(groups, key=lambda group: group.start + len(group.values))
-    whole = groups[-1].values if groups else None
-    for i, group in enumerate(groups):
-        begin = len(group.values) - length
-        if begin < 1:
-            raise ValueError(f"a test series has no more than {length} steps; make --prediction_length smaller")
-        shared = whole[: len(group.values)]  # one array for all windows, where they go on from one another
-        values = shared if np.array_equal(shared, group.values, equal_nan=True) else group.values
-        groups[i] = group._replace(values=values, begins=[begin])
-    if train is None:
-        return groups
-    learned = Group(number, train["start"], *target_and_covariates(train), 0, [])
-    known = [len(learned.values), *(steps_between(learned.start, g.start + g.begins[0]) for g in groups)]
-    return [learned._replace(train_end=max(0, min(known))), *groups]
-
-
-def from_csv(path: Path, config) -> Series:
-    """The first column is the time, each other a series, or one of `--covariates`; of each the end is held out.
-
-    A series begins and ends where its column does, if that is more than a forecast's length from where others do.
-    """
-    length = config.prediction_length
-    if length is None:
-        raise UsageError("--prediction_length: say how many rows to forecast")
-    frame = evenly_spaced(read_csv(path), path, config)
-    unknown = set(config.covariates or []) - set(frame)
+def tables_of(frame: pd.DataFrame, freq, date_format, covariates, decimal, notes) -> list[Table]:
+    """The series of a frame, as `read_tables` describes them."""
+    attrs = frame.attrs
+    frame = upright(unrolled(frame, freq or attrs.get("freq"), notes), notes)
+    frame.attrs |= attrs
+    times, frame = with_times(frame, date_format, notes)
+    unknown = [name for name in covariates if name not in frame]
     if unknown:
         raise UsageError(f"--covariates {' '.join(unknown)}: not among the columns {', '.join(frame)}")
-    covariates = frame[config.covariates or []]
-    frame = frame.drop(columns=covariates.columns)
-    empty = [column for column in frame if frame[column].isna().all()]
+    keys = id_columns(frame, times, covariates)
+    frame.attrs |= attrs
+    numbers = numbers_of(frame.drop(columns=keys), decimal, notes)
+    codes, names = groups_of(frame[keys])
+    missing = [name for name in covariates if name not in numbers]
+    if missing:
+        raise UsageError(f"--covariates {' '.join(missing)}: not a column of numbers; leave it out")
+    values = chosen(numbers.drop(columns=covariates), keys, covariates, notes)
+    times = in_order(times, codes, notes)
+    order = np.lexsort((times.asi8, codes))
+    bounds = np.searchsorted(codes[order], np.arange(len(names) + 1))
+    parts = [(name, order[a:b]) for name, a, b in zip(names, bounds, bounds[1:])]
+    longest = max(parts, key=lambda part: len(part[1]))[1]
+    told = freq or attrs.get("freq")
+    check_unique(times, parts)
+    freq = freq_of(told, times[longest]) if told else step_of(times[longest])
+    tell_shift(times[longest], freq, bool(told), notes)
+    tell_weekdays(times, freq, notes)
+    cells = np.column_stack([values.to_numpy(float), numbers[covariates].to_numpy(float)])
+    tables, counts = [], dict.fromkeys(("rows", "missing", "closer", "means", "empty", "nan"), 0)
+    for name, rows in parts:
+        found = on_periods(name, times[rows], cells[rows], freq, bool(told), counts)
+        tables += tables_from(name, [*map(str, values)], *found, covariates, counts)
+    if not tables:
+        raise UsageError("no series: no column has a number")
+    notes[:0] = account(tables, counts)
+    return tables
+
+
+def with_times(frame: pd.DataFrame, date_format: str | None, notes: list[str]) -> tuple[pd.DatetimeIndex, pd.DataFrame]:
+    """The time of each row, and the frame without the columns that told it and without rows below the last time."""
+    name, text, used = time_column(frame, date_format, notes)
+    if text is None:
+        column = frame[name]
+        local = column.dt.tz_localize(None)
+        offsets = np.full(len(frame), np.nan)
+        if column.dt.tz is not None:
+            offsets = ((local - column.dt.tz_convert(None)) / pd.Timedelta("1min")).to_numpy()
+        known = column.notna().to_numpy()
+        times = on_the_clock(pd.DatetimeIndex(local[known]), offsets[known], name, notes)
+    else:
+        known = (text.notna() & (text != "")).to_numpy()
+        times = parse(text[known].rename(name), None if " and " in name else date_format, notes)
+        known[known] = ~times.isna()
+        times = times[~times.isna()]
+    last = np.flatnonzero(known)[-1]
+    if not known[: last + 1].all():
+        row = frame.index[np.flatnonzero(~known)[0]]
+        cell = "nothing" if text is None or pd.isna(text[row]) or not text[row] else text[row]
+        raise UsageError(f"row {row} has {cell} in column {name}, where a time must be; correct it or take it out")
+    if last + 1 < len(frame):
+        cells = [str(cell) for cell in frame.iloc[last + 1] if not pd.isna(cell) and cell != ""]
+        below = len(frame) - last - 1
+        notes.append(f"{many(below, 'row')} below the last time left out ({' '.join(cells[:3])[:40]})")
+    return after_midnight(times, notes), frame[known].drop(columns=used)
+
+
+def time_column(
+    frame: pd.DataFrame, date_format: str | None, notes: list[str]
+) -> tuple[str, pd.Series | None, list[str]]:
+    """Name and text (None where it has times) of the column of times, and all that it takes. Raises UsageError."""
+    counter = counts_rows(frame)
+    timed = [name for name in frame if pd.api.types.is_datetime64_any_dtype(frame[name])]
+    candidates = []
+    for place, name in enumerate(frame):
+        cells = some(frame[name])
+        plain = sum(bool(re.fullmatch(NUMBER, cell)) for cell in cells) > 0.5 * len(cells)
+        named = bool(TIME_NAME.search(name))
+        able = name != counter and (named or place == (counter is not None) or not plain)
+        if written_as(cells, date_format) if date_format else able and looks_like_times(cells, plain, 0.6):
+            candidates.append((plain and not (named and place == 0), not named, -len(set(cells)), place, name))
+    if date_format and not candidates and not timed:
+        cell = f"{next(iter(some(frame.iloc[:, 0])), 'nothing')} in column {frame.columns[0]}"
+        raise UsageError(f"--date_format {date_format}: no column is written so, such as {cell}; correct it")
+    if timed:
+        used = [max(timed, key=lambda name: frame[name].nunique())]
+    elif candidates:
+        used = [min(candidates)[-1]]
+    else:
+        numbers = as_text(frame.iloc[:, 0]).str.fullmatch(r"-?[\d.]*").all()
+        kind = "numbers that are neither years nor seconds since 1970" if numbers else "no times"
+        remedy = "one column must have dates (--date_format tells rare ones), others numbers"
+        raise UsageError(f"column {frame.columns[0]} has {kind}; {remedy}")
+    if counter:
+        notes.append(f"{counter} counts the rows: left out")
+    gone = [counter] if counter else []
+    together = from_parts(frame, used[0]) or with_clock(frame, used[0], date_format)
+    if together:
+        used, text = together
+        return " and ".join(used), text, used + gone
+    column = frame[used[0]]
+    text = None if timed else column if pd.api.types.infer_dtype(column) == "string" else as_text(column)
+    return used[0], text, used + gone
+
+
+def counts_rows(frame: pd.DataFrame) -> str | None:
+    """The first column, if it only counts the rows."""
+    start = as_text(frame[frame.columns[0]][:2])
+    if [*start] not in (["0", "1"], ["1", "2"]):
+        return None
+    start, cells = start.iloc[0], as_text(frame[frame.columns[0]])
+    counted = [*cells] == [*map(str, range(int(start), int(start) + len(cells)))]
+    return frame.columns[0] if counted and frame.shape[1] > 2 else None
+
+
+def part_columns(frame: pd.DataFrame) -> dict[str, str]:
+    """Columns that are parts of a time, by which part they are."""
+    return {part: name for name in frame for part, names in PARTS.items() if re.fullmatch(names, name.lower())}
+
+
+def from_parts(frame: pd.DataFrame, name: str) -> tuple[list[str], pd.Series] | None:
+    """Columns and text of times told by a year and its quarter, month, week, day, hour; None where there are none."""
+    parts = part_columns(frame)
+    finer = next((part for part in ("quarter", "month", "period", "week") if part in parts), None)
+    if finer is None or parts.get("year") != name:
+        return None
+    text = as_text(frame[name])
+    if text[text != ""].str.fullmatch(r"\d{4}").mean() < 0.6:
+        return None
+    used, number = [name, parts[finer]], as_text(frame[parts[finer]])
+    if finer in ("quarter", "week"):
+        digits = number.str.extract(r"(\d+)")[0].fillna("")
+        text = text + {"quarter": " Q", "week": "-W"}[finer] + digits
+    else:
+        between = (
+            " " if finer == "period" or not number.str.fullmatch(r"\d*").all() else "-" if "day" in parts else " M"
+        )
+        text = text + between + number
+    if finer == "month" and "day" in parts:
+        used, text = [*used, parts["day"]], text + ("-" if "-" in text.iloc[0] else " ") + as_text(frame[parts["day"]])
+        for part, before in (("hour", " "), ("minute", ":")):
+            if part in parts:
+                used, text = [*used, parts[part]], text + before + as_text(frame[parts[part]]).str.zfill(2)
+    return used, text.where(as_text(frame[name]) != "", "")
+
+
+def with_clock(frame: pd.DataFrame, name: str, date_format: str | None) -> tuple[list[str], pd.Series] | None:
+    """Columns and text of times told by a date and, in another column, a time of day or an hour; None without one."""
+    if ":" in "".join(some(frame[name])).replace("00:00:00", ""):
+        return None
+    hour = part_columns(frame).get("hour")
+    able = [other for other in frame if other != name and frame[other].dtype == object]
+    if not (hour or able):
+        return None
+    text = as_text(frame[name]).str.removesuffix(" 00:00:00")
+    if date_format:
+        days = pd.Series(by_format(text.reset_index(drop=True), date_format)[0], text.index)
+        text = days.dt.strftime("%Y-%m-%d").where(days.notna(), text)
+    for other in able:
+        clock = as_text(frame[other])
+        if clock[text != ""].str.fullmatch(r"\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?(?: ?[AaPp]\.?[Mm]\.?)?").mean() > 0.9:
+            return [name, other], (text + " " + clock).where(text != "", "")
+    hours = as_text(frame[hour]) if hour else None
+    if hour and text.duplicated().any() and hours[text != ""].str.fullmatch(r"\d{1,2}|\d{1,2}[0-5]\d").all():
+        hours = hours.str.zfill(4) if hours.str.len().max() > 2 else hours.str.zfill(2) + ":00"
+        return [name, hour], (text + " " + hours).where(text != "", "")
+    return None
+
+
+def id_columns(frame: pd.DataFrame, times: pd.DatetimeIndex, covariates: list[str]) -> list[str]:
+    """The columns that tell which series a row belongs to, none where each column is a series. Raises UsageError."""
+    named = [name for name in frame if ID_NAME.fullmatch(name) and 2 * frame[name].nunique() <= len(frame)]
+    several = 0.0 if times.is_unique else times.duplicated(keep=False).mean()
+    if not several and not named and not times.is_monotonic_increasing and not times.is_monotonic_decreasing:
+        return in_turn(frame, times)
+    if not several:
+        return named[:1]
+    texts = {name: as_text(frame[name]) for name in frame if name not in covariates}
+    words = [name for name in texts if name not in named and not texts[name].str.fullmatch(r"[-+\d.,%]*").all()]
+    words = [name for name in words if np.isnan([*map(month_number, texts[name].unique())]).any()]
+    wholes = [name for name in texts if name not in named + words and texts[name].str.fullmatch(r"\d+").all()]
+    wholes = [name for name in wholes if may_be_id(name, texts[name])]
+    able = [*named, *words, *wholes] if several > 0.3 or named else []
+    able = [name for name in able if (texts[name] != "").all() and 1 < 2 * texts[name].nunique() <= len(frame)]
+    codes = {name: pd.factorize(texts[name])[0] for name in able}
+    for number in (1, 2, 3):
+        for keys in itertools.combinations(able, number):
+            rows = pd.DataFrame({"time": times, **{key: codes[key] for key in keys}})
+            if len(keys) < frame.shape[1] and not rows.duplicated().any():
+                return [name for name in frame if name in keys]
+    return named[:1]
+
+
+def may_be_id(name: str, text: pd.Series) -> bool:
+    """Whether whole numbers may tell series apart; those of all hours or months rather belong to a time."""
+    found = text.unique()
+    parts = [set(map(str, range(low, high))) for low, high in ((0, 24), (1, 25), (1, 13))]
+    able = not name.startswith("column ") and name.lower() not in TARGET_NAMES and 3 * len(found) <= len(text)
+    return able and (set(found) not in parts or bool(re.search(r"(?i)id|no|nr|num|store|item|shop|product|sku", name)))
+
+
+def in_turn(frame: pd.DataFrame, times: pd.DatetimeIndex) -> list[str]:
+    """The column of text, if there is one, for each value of which times go on, though in all they begin anew."""
+    for name in frame.select_dtypes(object):
+        parts = pd.Series(times).groupby(as_text(frame[name]).to_numpy())
+        if parts.ngroups > 1 and parts.is_monotonic_increasing.all() and parts.size().min() > 2:
+            return [name]
+    return []
+
+
+def groups_of(keys: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    """The number of each row's series, and the names of the series by these numbers."""
+    if not len(keys.columns):
+        return np.zeros(len(keys), int), [""]
+    names = keys.apply(as_text).agg("/".join, axis=1) if keys.shape[1] > 1 else as_text(keys.iloc[:, 0])
+    codes, found = pd.factorize(names)
+    return codes, [*found]
+
+
+def chosen(numbers: pd.DataFrame, keys: list[str], covariates: list[str], notes: list[str]) -> pd.DataFrame:
+    """The columns to forecast: all that have a number, or of a long form the target, if one is called so."""
+    empty = [name for name in numbers if numbers[name].isna().all()]
     if empty:
-        raise UsageError(f"--data_dir {path}: column {empty[0]} has no values; take it out")
-    if not len(frame.columns):
-        raise UsageError(f"--covariates {' '.join(covariates)}: no column is left to forecast; name fewer")
-    frame = frame[: frame.last_valid_index()]
-    series = [column_group(frame, number, covariates, config) for number in range(len(frame.columns))]
-    names, categories = [*map(str, frame)], [[] for _ in series]
-    return from_series(config.dataset, series, names, list(covariates), categories, length, config)
+        notes.append(f"{', '.join(empty[:5])} left out, without a number")
+    numbers = numbers.drop(columns=empty)
+    target = [name for name in numbers if name.lower() in TARGET_NAMES][:1]
+    if keys and target and numbers.shape[1] > 1:
+        others = ", ".join(name for name in numbers if name not in target)
+        notes.append(f"{target[0]} is forecast, {others} left out (--covariates takes what is known ahead)")
+        return numbers[target]
+    if not len(numbers.columns):
+        named = f"--covariates {' '.join(covariates)}: no column is left to forecast; name fewer"
+        raise UsageError(named if covariates else "no series: no column but that of the times has numbers")
+    return numbers
 
 
-def column_group(frame: pd.DataFrame, number: int, covariates: pd.DataFrame, config) -> list[Group]:
-    """One column as a group, alone in a list. Raises UsageError."""
-    column, length = frame.iloc[:, number], config.prediction_length
-    known = np.flatnonzero(column.notna())
-    first, last = known[0] * (known[0] > length), known[-1] + 1
-    last = last if len(frame) - last > length else len(frame)
-    rows = last - first
-    windows = config.test_windows or int(np.clip(HELD_OUT * rows // length, 1, 5))
-    begins = [rows - length * i for i in range(windows, 0, -1) if rows - length * i > 0]
-    if config.test_windows and len(begins) < windows:
-        raise UsageError(f"--test_windows {windows}: {column.name} has {rows} rows, too few; make it smaller")
-    values = column.to_numpy(float)[first:last, None]
-    seen = covariates.to_numpy(np.float32)[first:]
-    return [Group(number, frame.index[first], values, seen, min(begins, default=rows), begins)]
+def in_order(times: pd.DatetimeIndex, codes: np.ndarray, notes: list[str]) -> pd.DatetimeIndex:
+    """Times in winter time where those of a series come twice because the clock goes back."""
+    if times.is_unique:
+        return times
+    twice, said = pd.DataFrame({"code": codes, "time": times}).duplicated().to_numpy(), []
+    for code in np.unique(codes[twice]):
+        rows = codes == code
+        times = times.where(~rows, in_winter_time(times[rows], said)[np.cumsum(rows) - 1])
+    notes += sorted(set(said))
+    return times
 
 
-def read_csv(path: Path) -> pd.DataFrame:
-    """Numbers by their time, in the order of time, of a CSV with commas, semicolons or tabs. Raises UsageError."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            header = file.readline()
-        separator = max(",;\t", key=header.count)
-        frame = pd.read_csv(path, sep=separator, decimal="," if separator == ";" else ".", index_col=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--data_dir {path}: not a CSV ({error})") from error
-    if separator == ";":
-        print("read with semicolons between columns, and decimal commas")
-    frame = frame.dropna(how="all")
-    frame = frame.drop(columns=[name for name in frame if name.startswith("Unnamed: ") and frame[name].isna().all()])
-    if frame.shape[1] < 2:
-        raise UsageError(f"--data_dir {path}: no series; the first column is the time, all others are numbers")
-    stamps = times_of(frame.pop(frame.columns[0]), path)
-    for name in frame:
-        numbers = pd.to_numeric(frame[name], errors="coerce").astype(float)
-        wrong = np.flatnonzero((numbers.isna() & frame[name].notna()) | (numbers.abs() > LARGEST))
-        if len(wrong):
-            place = f"{frame[name].iloc[wrong[0]]} in column {name}, row {frame.index[wrong[0]] + 2}"
-            raise UsageError(f"--data_dir {path}: {place}; must be a number, or empty where it is missing")
-        frame[name] = numbers
-    return frame.set_index(stamps).sort_index()
+def check_unique(times: pd.DatetimeIndex, parts: list[tuple[str, np.ndarray]]) -> None:
+    """Raise UsageError if a series has several rows for a time."""
+    for name, rows in parts:
+        again = times[rows].duplicated()
+        if again.any():
+            whose = f" of {name}" if name else ""
+            remedy = "leave one, or name a column hour or id that tells them apart"
+            raise UsageError(f"several rows for {shown(times[rows][again][0])}{whose}; {remedy}")
 
 
-def times_of(column: pd.Series, path: Path) -> pd.DatetimeIndex:
-    """Dates, in UTC if they have an offset, or numbers that stand for times: see `TIMES`. Raises UsageError."""
-    try:
-        if not pd.api.types.is_numeric_dtype(column):
-            if column.astype(str).str.contains(r"(?:[Zz]|[+-]\d\d:?\d\d)$").any():
-                print(f"times with an offset from UTC in column {column.name}: counted in UTC")
-            return pd.DatetimeIndex(pd.to_datetime(column, utc=True)).tz_localize(None)
-        whole = column.astype("int64")
-        fits = [kind for kind, (low, high, _) in TIMES.items() if whole.between(low, high, inclusive="left").all()]
-        if not (whole == column).all() or not fits:
-            raise ValueError("numbers that are neither years nor seconds since 1970")
-    except (ValueError, TypeError, OverflowError) as error:
-        raise UsageError(f"--data_dir {path}: {error}; the first column must be dates, all others numbers") from error
-    print(f"times in column {column.name} read as {fits[0]}")
-    _, _, form = TIMES[fits[0]]
-    if "%" in form:
-        return pd.DatetimeIndex(pd.to_datetime(whole.astype(str), format=form))
-    return pd.DatetimeIndex(pd.to_datetime(whole, unit=form))
-
-
-def evenly_spaced(frame: pd.DataFrame, path: Path, config) -> pd.DataFrame:
-    """By periods of `--freq`, one row each: missing ones are empty, and several of a period become their mean."""
-    if frame.index.has_duplicates:
-        time = frame.index[frame.index.duplicated()][0]
-        raise UsageError(f"--data_dir {path}: several rows for {time}; leave one")
-    freq = config.freq or frame.index.inferred_freq
-    if freq is None:
-        raise UsageError(f"--freq: the time between rows cannot be told; give it: {FREQUENCIES}")
-    try:
-        periods = frame.index.to_period(config.freq)
-    except ValueError as error:
-        raise UsageError(f"--freq {freq}: no such time between rows; choose one of {FREQUENCIES}") from error
-    steps = (periods.asi8 - periods.asi8[0]) // periods.freq.n
-    rows = int(steps[-1]) + 1
-    if rows > min(MOST_ROWS, 1000 + 100 * len(frame)):
-        span = f"{len(frame)} rows from {frame.index[0]} to {frame.index[-1]} would make {rows:,}"
+def on_periods(name: str, times, cells: np.ndarray, freq: str, told: bool, counts: dict):
+    """Periods without a gap, (periods, columns) cells of the rows in them, and which periods have a row."""
+    first, places = placed(times, freq, told)
+    length = int(places[-1]) + 1
+    if length > min(MOST_ROWS, 1000 + 100 * len(times)):
+        span = f"{len(times)} rows from {shown(times[0])} to {shown(times[-1])} would make {length:,}"
         raise UsageError(f"--freq {freq}: {span}; correct the times, or choose a longer --freq")
-    if len(np.unique(steps)) < len(steps):
-        print(f"--freq {freq}: {len(steps)} rows become the means of {len(np.unique(steps))}")
-    whole = frame.groupby(steps).mean().reindex(range(rows))
-    whole.index = pd.period_range(periods[0], periods=rows)
-    missing = np.setdiff1d(np.arange(rows), steps)
-    if len(missing):
-        print(f"{len(missing)} of {rows} rows are missing, the first {whole.index[missing[0]]}")
-    return whole
+    if (np.diff(places) == 0).any():
+        if not told:
+            closer = f"{name or 'the file'} has rows closer together than {freq}"
+            raise UsageError(f"--freq: {closer}; give one for all series")
+        counts["closer"] += len(places)
+        cells = pd.DataFrame(cells).groupby(places).mean().to_numpy()
+        places = np.unique(places)
+        counts["means"] += len(places)
+    whole, present = np.full((length, cells.shape[1]), np.nan), np.zeros(length, bool)
+    whole[places], present[places] = cells, True
+    return pd.period_range(first, periods=length), whole, present
+
+
+def tables_from(name, labels, periods, cells: np.ndarray, present, covariates: list[str], counts: dict) -> list[Table]:
+    """A table for each label, a column of cells, each from the first to the last number: of all, if they are a frame.
+
+    The other columns of cells are covariates, and go on to the end. What is missing is counted.
+    """
+    known = cells[:, len(labels) :]
+    tables = []
+    for group in [[place] for place in range(len(labels))] if name else [[*range(len(labels))]]:
+        rows = np.flatnonzero(~np.isnan(cells[:, group]).all(1))
+        if not len(rows):
+            counts["empty"] += 1
+            continue
+        inside, ahead = slice(rows[0], rows[-1] + 1), slice(rows[0], None)
+        absent = np.flatnonzero(~present[inside])
+        if len(absent):
+            counts.setdefault("first", periods[rows[0] + absent[0]])
+        counts["missing"] += len(absent)
+        counts["rows"] += rows[-1] + 1 - rows[0]
+        counts["nan"] += int(np.isnan(cells[inside][:, group][present[inside]]).sum())
+        frame = pd.DataFrame(known[ahead], periods[ahead], covariates)
+        for place in group:
+            label = f"{name} {labels[place]}" if name and len(labels) > 1 else name or labels[place]
+            tables.append(Table(label, pd.Series(cells[inside, place], periods[inside], name=label), frame))
+    return tables
+
+
+def account(tables: list[Table], counts: dict) -> list[str]:
+    """What was read, in words: how many series and rows, from when to when, the step, and what is missing."""
+    lengths = [len(table.values) for table in tables]
+    rows = f"{min(lengths):,}" if min(lengths) == max(lengths) else f"{min(lengths):,} to {max(lengths):,}"
+    first = min((table.values.index[0] for table in tables), key=lambda period: period.ordinal)
+    last = max((table.values.index[-1] for table in tables), key=lambda period: period.ordinal)
+    said = [f"{len(tables):,} series of {rows} rows, {stamp(first)} to {stamp(last)}, every {first.freqstr}"]
+    if counts["closer"]:
+        said.append(f"{counts['closer']} rows become the means of {counts['means']}")
+    if counts["missing"]:
+        are = "is" if counts["missing"] == 1 else "are"
+        said.append(f"{counts['missing']} of {counts['rows']} rows {are} missing, the first {stamp(counts['first'])}")
+    if counts["nan"]:
+        said.append(f"{many(counts['nan'], 'cell')} without a number")
+    if counts["empty"]:
+        said.append(f"{counts['empty']} series without a number left out")
+    return said

@@ -1,6 +1,7 @@
 """How time series are cut into windows: where their pasts and forecasts lie, and what is known of each."""
 
 import itertools
+import logging
 import warnings
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ LARGEST = 1e30  # size of a value that is taken for a mistake
 LAGS = {"D": [1, 7, 14, 28, 364], "W": [1, 2, 4, 13, 26, 52]}  # in steps, where a season is no day
 LAGS |= {"M": [1, 2, 3, 12, 24, 36], "Q": [1, 2, 4, 8, 12], "Y": [1, 2, 3]}
 SEASONS = {"D": [7], "B": [5], "W": [52], "M": [12], "Q": [4], "h": [24, 168], "30min": [48, 336]}  # to look for
+
+logging.getLogger("gluonts.time_feature").setLevel(logging.ERROR)  # which warns of steps of several units
 
 # GluonTS counts business days by periods and names years "Y"; pandas 2 warns of both at every turn
 for message in ("Period.*B.*deprecated", "'.*' is deprecated"):
@@ -74,13 +77,18 @@ def steps_between(first: pd.Period, last: pd.Period) -> int:
     return (last.ordinal - first.ordinal) // first.freq.n
 
 
+def calendar_features(freq: str) -> list:
+    """GluonTS's features of the calendar; none for steps shorter than a second, which it does not know."""
+    return [] if freq.endswith(("ms", "us", "ns")) else time_features_from_frequency_str(freq)
+
+
 def calendar(start: pd.Period, length: int, freq: str) -> np.ndarray:
     """GluonTS's features of the time of day, the weekday and the month from `start` on, (length, features) float32.
 
     Those of the date are left out: with a few years to learn from, they teach single days by heart.
     """
     index = pd.period_range(start, periods=length)
-    kept = [f for f in time_features_from_frequency_str(freq) if f not in (day_of_month, day_of_year, week_of_year)]
+    kept = [f for f in calendar_features(freq) if f not in (day_of_month, day_of_year, week_of_year)]
     return np.array([feature(index) for feature in kept], np.float32).reshape(len(kept), length).T
 
 
