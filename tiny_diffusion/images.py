@@ -298,6 +298,8 @@ def from_sources(sources: Sources, config) -> Images:
         print(f"{root}: all are grey in truth, and kept so")
         items = items[..., :1]
     limits, said = value_range(items, f"--data_dir {root}", config.range)
+    if limits != [0, 255]:
+        said.append(f"{root}: values from {np.min(limits):g} to {np.max(limits):g}")
     tell("", said)
     labels, parts = (None if values is None else values[files] for values in (sources.labels, sources.split))
     parts = split(len(items), parts)
