@@ -52,12 +52,10 @@ def found(root: Path, kind: str, suffixes, remedies: dict[str, str]) -> Sources:
 
     A folder without such files may hold Parquet files or archives. Raises UsageError.
     """
+    if root.suffix == ".parquet" and root.is_file():
+        return of_parquet([root], kind, root)
     if root.is_file():
-        return (
-            of_parquet([root], kind, root)
-            if root.suffix == ".parquet"
-            else of_archives([root], suffixes, root, remedies)
-        )
+        return of_archives([root], suffixes, root, remedies)
     files = folders.files_below(root, suffixes)
     if files.paths:
         tell("", files.said)
