@@ -798,8 +798,9 @@ def begin(given: dict, folder: Path, device: torch.device) -> Run:
 def look_at_data(given: dict, device: torch.device) -> tuple[Path, dict]:
     """Read the data, which prints what it is, and draw the beginning of it; returns the picture's path."""
     folder, data = experiment_folder(given), read_data(resolve(given))
-    with owned(folder):
-        write_picture(folder / "data.png", data.overview())
+    if process()[0] == 0:
+        with owned(folder):
+            write_picture(folder / "data.png", data.overview())
     parts = {"train": len(data.train), "test": len(data.test), "shape": list(data.shape)}
     return folder / "data.png", parts | ({"classes": data.classes} if data.classes else {})
 

@@ -140,6 +140,10 @@ def test_every_frame_is_an_item_where_it_is_asked_for(tmp_path, capsys):
     assert shades(data) == [0, 80, 160] and data.items.shape == (3, 8, 8, 1)
     assert "--frames all takes every one" in capsys.readouterr().out
     assert shades(load("folder", tmp_path, image_size=8, frames="all")) == list(range(0, 240, 20))
+    for i in range(3, 20):
+        (tmp_path / f"{i}.gif").write_bytes((tmp_path / "0.gif").read_bytes())
+    data = load("folder", tmp_path, image_size=8, frames="all")
+    assert len(data.test) == 8 and not {i // 4 for i in data.train} & {i // 4 for i in data.test}
     with pytest.raises(UsageError, match="--frames: only --dataset folder"):
         load("digits", frames="all")
 

@@ -130,11 +130,16 @@ class Data:
         return self.encode(torch.from_numpy(self.items[index]))
 
     def of_class(self, label) -> Data:
-        """The items of one class alone, to compare samples drawn with `label` with; without a label, all."""
+        """The items of one class alone, to compare samples drawn with `label` with; without a label, all.
+
+        Half of its training items stand for those held out where there are none.
+        """
         data = copy.copy(self)
         if label is not None:
             number = self.class_number(str(label))
             data.train, data.test = (part[self.labels[part] == number] for part in (self.train, self.test))
+            if not len(data.test):
+                data.test, data.train = np.array_split(data.train, 2)
         return data if len(data.train) and len(data.test) else self
 
     def comparable(self, x: Tensor, label) -> tuple[Data, Tensor]:

@@ -33,6 +33,7 @@ FEW, SMALL_BATCH = 1000, 32  # of fewer items than that, a step takes so many
 COLUMNS = 10  # of a grid of images: with ten classes, one for each
 PAIRS = 25  # samples in a picture with their nearest training items
 COMPARED = 200  # samples, and held-out items, whose nearest training items are looked for
+FILMS = 20  # from so many on, whole films are held out, not single frames
 DECODING = 2  # the version, to be counted up where pictures would be decoded otherwise
 
 
@@ -302,8 +303,12 @@ def from_sources(sources: Sources, config) -> Images:
         print(f"{root}: all are grey in truth, and kept so")
         items = items[..., :1]
     limits, said = value_range(items, f"--data_dir {root}", config.range)
+    if limits != [0, 255]:
+        said.append(f"{root}: values from {np.min(limits):g} to {np.max(limits):g}")
     tell("", said)
     labels, parts = (None if values is None else values[files] for values in (sources.labels, sources.split))
+    if parts is None and len(looks) >= FILMS and len(files) > len(looks):  # all frames of a film train, or none
+        parts = np.where(np.isin(files, split(len(looks))["test"]), "test", "train")
     parts = split(len(items), parts)
     return from_pixels(config.dataset, items, limits, classes=sources.classes, labels=labels, **parts)
 

@@ -172,6 +172,7 @@ def speech_commands(config) -> Spectrograms:
 def sounds(config) -> Spectrograms:
     """Your own sounds: all below `--data_dir`, of each one second; folders are words, as for images."""
     sources = found(Path(config.data_dir), "audio", clips.SUFFIXES, clips.REMEDIES)
+    print(f"{sources.root}: {len(sources.names):,} sounds, of each the middle second, or the loudest")
     return spectrograms(sources, home_of(sources.root) / ".cache", config.words, config)
 
 

@@ -6,6 +6,7 @@
 
 import functools
 import io
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -51,8 +52,10 @@ def found(root: Path, kind: str, suffixes, remedies: dict[str, str]) -> Sources:
 
     A folder without such files may hold Parquet files or archives. Raises UsageError.
     """
+    if root.suffix == ".parquet" and root.is_file():
+        return of_parquet([root], kind, root)
     if root.is_file():
-        return of_parquet([root], kind, root) if root.suffix == ".parquet" else of_archives([root], suffixes, root)
+        return of_archives([root], suffixes, root, remedies)
     files = folders.files_below(root, suffixes)
     if files.paths:
         tell("", files.said)
@@ -62,7 +65,7 @@ def found(root: Path, kind: str, suffixes, remedies: dict[str, str]) -> Sources:
     if packed := folders.files_below(root, {".parquet"}).paths:
         return of_parquet(packed, kind, root)
     if packed := folders.files_below(root, folders.ARCHIVES).paths:
-        return of_archives(packed, suffixes, root)
+        return of_archives(packed, suffixes, root, remedies)
     lies = folders.left_out(files.others, remedies) or "nothing lies there"
     usual = several(suffix for suffix in USUAL if suffix in suffixes)
     raise UsageError(f"--data_dir {root}: no {NOUNS[kind]}, {usual} or the like ({lies}); name another folder")
@@ -78,16 +81,18 @@ def of_paths(paths: list[Path], root: Path, quiet: bool = False) -> Sources:
     return Sources(root, names, [stamp(path) for path in paths], lambda: iter(paths), *grouped[1:4])
 
 
-def of_archives(archives: list[Path], suffixes, root: Path) -> Sources:
+def of_archives(archives: list[Path], suffixes, root: Path, remedies: dict[str, str]) -> Sources:
     """Files in archives: their folders are classes, or, of WebDataset, what stands in NAME.cls beside each."""
-    inside = [member for archive in archives for member in folders.members(archive, suffixes)[0]]
+    found = [folders.members(archive, suffixes) for archive in archives]
+    inside, others = [member for members, _ in found for member in members], sum((more for _, more in found), Counter())
+    line = folders.left_out(others, remedies)
     if not inside:
-        raise UsageError(f"--data_dir {root}: nothing in it that could be read; unpack it and look")
+        raise UsageError(f"--data_dir {root}: nothing in it that could be read ({line}); unpack it and look")
     beside = folders.labels_beside(inside)
     grouped = folders.class_folders([member.name for member in inside])
     if beside:
         grouped = folders.Grouped(np.arange(len(inside)), *beside, None, [f"classes: {several(beside[0])}"])
-    tell(root, grouped.said)
+    tell(root, [*grouped.said, *filter(None, [line])])
     inside = [inside[i] for i in grouped.kept]
     stamps = {archive: stamp(archive) for archive in archives}
     listing = [f"{stamps[member.archive]} {member.key}" for member in inside]
