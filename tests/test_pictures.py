@@ -307,3 +307,11 @@ def test_a_photograph_is_upright_cropped_and_on_white(tmp_path):
 def test_no_suffix_is_promised_that_cannot_be_read():
     assert {".png", ".jpg", ".tif", ".gif", ".webp", ".pgm"} <= suffixes()
     assert not {".h5", ".mpg", ".pdf", ".grib", ".heic"} & suffixes()
+
+
+def test_floats_that_are_resized_stay_within_the_values_of_their_file(tmp_path):
+    edge = np.zeros((20, 20), np.float32)
+    edge[:, 10:] = 1
+    Image.fromarray(edge).save(tmp_path / "edge.tif")
+    pixels = decode(tmp_path / "edge.tif", (64, 64), Kind(1, "float32"))
+    assert pixels.shape == (64, 64, 1) and (pixels.min(), pixels.max()) == (0, 1)

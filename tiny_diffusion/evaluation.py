@@ -180,7 +180,7 @@ def verdict_on_curve(history: list[dict], folder, taken: int) -> str:
         return f"Unstable: {rise}. Train anew with a quarter of the --learning_rate."
     smooth = held_out.rolling(1 + len(held_out) // 10, center=True, min_periods=1).mean()
     rise, best = smooth.iloc[-1] / smooth.min() - 1, smooth.idxmin()
-    if rise > RISE:
+    if rise > RISE or only_rises(history):
         which = "the last epoch's; --keep best draws from the lowest" if taken == epochs else f"those of epoch {taken}"
         since = f"since epoch {best:.0f} of {epochs}, the held-out loss has risen by {rise:.0%}"
         return f"Memorising: {since}. Samples are {which}. More data would help, more epochs would not."

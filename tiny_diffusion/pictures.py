@@ -277,7 +277,8 @@ def fitted(values: Values, size: tuple[int, int], kind: Kind) -> np.ndarray:
         pixels = alpha * pixels + (1 - alpha) * white
     if pixels.shape[:2] != size[::-1]:
         bands = [Image.fromarray(np.ascontiguousarray(band, np.float32)) for band in np.moveaxis(pixels, 2, 0)]
-        pixels = np.stack([ImageOps.fit(band, size, Image.Resampling.LANCZOS) for band in bands], 2)
+        low, high = pixels.min(), pixels.max()  # which the filter overshoots at edges
+        pixels = np.stack([ImageOps.fit(band, size, Image.Resampling.LANCZOS) for band in bands], 2).clip(low, high)
     if np.issubdtype(kind.dtype, np.integer):
         limits = np.iinfo(kind.dtype)
         if kind.dtype == "int32" and max(int(pixels.max()), -int(pixels.min())) > limits.max:
