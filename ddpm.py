@@ -180,16 +180,15 @@ from tiny_diffusion import evaluation
 from tiny_diffusion.checkpoints import MODELS, find_checkpoint, kept_epochs, save, save_kept, save_last, spacing
 from tiny_diffusion.data import Data, check_tensors, write_picture
 from tiny_diffusion.files import LOCK, clear, owned, write_json
+from tiny_diffusion.length import batch_size_of, chosen_weights, only_rises, settle
 from tiny_diffusion.machine import check_memory, choose_device, explained, noise_of, process, progress_bar, seed_from
 from tiny_diffusion.report import GIF_FRAMES, write_gif, write_report, write_training
 
 EXPERIMENTS = Path("exps")
 DENOISERS = {"points": models.MLP, "images": models.UNet, "audio": models.UNet, "series": models.RNN}
 WARMUP_STEPS = 200  # of the learning rate, linearly from zero
-CLEARLY = 1.01  # times the lowest held-out loss is more than chance makes of the last one
 GRADIENT_CLIP = 1.0  # the largest norm of a gradient
 FITTED = 256  # items in a batch for what is fitted before the first step
-KEPT = 16  # checkpoints of a run whose length follows from its data
 UNTRAINED = {LOCK, "data.png"}  # what a folder may hold and be new
 CHECKPOINT_SECONDS = 10  # between checkpoints: writing one safely takes some 20 ms
 SAMPLED_VALUES = 2**26  # most values drawn at once, whatever --eval_batch_size says: 256 MB
@@ -522,7 +521,7 @@ class Run:
     def finished(self) -> bool:
         """Whether the last epoch is done, or to go on would only raise the held-out loss."""
         config = self.model.config
-        overfits = config.keep == "best" and evaluation.only_rises(self.history)
+        overfits = config.keep == "best" and only_rises(self.history)
         return len(self.history) >= config.epochs or overfits
 
     def chosen(self) -> Model:
@@ -530,15 +529,6 @@ class Run:
         denoiser = copy.deepcopy(self.average.denoiser)
         denoiser.load_state_dict(chosen_weights(self.state_dict(), self.model.config.keep)[1])
         return dataclasses.replace(self.average, denoiser=denoiser)
-
-
-def chosen_weights(state: dict, keep: str) -> tuple[int, dict]:
-    """Epoch and weights of a checkpoint's moving average: of the lowest held-out loss, if that is clearly lower."""
-    history, best = state.get("history", []), state.get("best")
-    last = next((row["held_out_loss"] for row in history[::-1] if row.get("held_out_loss")), 0)
-    if keep == "best" and best and last > CLEARLY * best["held_out_loss"]:
-        return best["epoch"], best["average"]
-    return len(history), state["average"]
 
 
 def training_loss(network, scheduler, data: Data, batch, generator: torch.Generator, time_power: float) -> Tensor:
@@ -618,27 +608,6 @@ def check_finite(run: Run, sums: Tensor) -> None:
         last = f"epoch {run.history[-1]['epoch']}, loss {run.history[-1]['loss']:.4g}" if run.history else "untrained"
         remedy = "continue with --resume and a smaller --learning_rate or --precision fp32, or start anew"
         raise UsageError(f"training is no longer finite; the last checkpoint is from before ({last}): {remedy}")
-
-
-def batch_size_of(config, data: Data) -> int:
-    """Items in a step, a multiple of the number of processes. Raises UsageError."""
-    _, world_size = process()
-    batch_size = min(config.train_batch_size, len(data.train)) // world_size * world_size
-    if batch_size == 0:
-        raise UsageError(f"--train_batch_size {config.train_batch_size}: too small for {world_size} processes")
-    return batch_size
-
-
-def settle(config, given: dict, data: Data) -> None:
-    """Choose what depends on the data, unless it is given: its recipe, and as many epochs as `--steps` takes."""
-    vars(config).update({flag: value for flag, value in data.recipe().items() if flag not in config.given})
-    if "epochs" in given:
-        return
-    needed = math.ceil(config.steps / data.steps_per_epoch(batch_size_of(config, data)))
-    if "steps" in given or needed > config.epochs:
-        config.epochs = needed
-        if "save_every" not in config.given:
-            config.save_every = max(1, needed // KEPT)
 
 
 def train(run: Run, folder: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tiny_diffusion.length import RISE, checks, only_rises
 from tiny_diffusion.machine import process, progress_bar
 from tiny_diffusion.messages import command_line
 from tiny_diffusion.report import write_losses
@@ -21,8 +22,7 @@ LABEL_DROPOUT = 0.1  # how often training hides the class, for classifier-free g
 CHECKED = (100, 1000)  # held-out items for the loss after an epoch: a twentieth of the epoch's, within these bounds
 CHECKED_SHARE = 0.06  # of all items are they at most: a call takes a third of a training step, so 2% of the time
 LEVELS = 20  # of noise, in the picture of the loss
-RISE, FALL = 0.03, 0.03  # of the held-out loss: what counts as memorising, and as worth twice the epochs
-PATIENCE = 1.5  # times the steps to the lowest held-out loss, after which training stops if it has risen
+FALL = 0.03  # of the held-out loss: what counts as worth twice the epochs
 CHANCE = 1e-3  # how seldom it makes samples so near to training items that they are called copies
 COPIED = 0.7  # of held-out items' distance to the nearest training item: samples nearer than that are copies
 
@@ -140,22 +140,6 @@ def bound_terms(scheduler, x_0: Tensor, predicted: Tensor, t: Tensor, bin_width:
     return torch.where(t > 1, divergence, -mass.clamp(min=1e-12).log())
 
 
-def checks(history: list[dict]) -> pd.DataFrame:
-    """The epochs of a log at which the held-out loss was measured."""
-    log = pd.DataFrame(history, columns=["epoch", "step", "held_out_loss"], dtype=float)
-    return log.dropna().set_index("epoch")
-
-
-def only_rises(history: list[dict]) -> bool:
-    """Whether the held-out loss has risen by RISE since its lowest, and for half as many steps as that took."""
-    found = checks(history)
-    if len(found) < 3:
-        return False
-    best, last = found.loc[found["held_out_loss"].idxmin()], found.iloc[-1]
-    risen = last["held_out_loss"] > (1 + RISE) * best["held_out_loss"]
-    return bool(risen and last["step"] >= PATIENCE * best["step"])
-
-
 def verdict_on_curve(history: list[dict], folder, taken: int) -> str:
     """What the log of the run in `folder`, whose samples are of epoch `taken`, says, and what to do about it.
 
@@ -180,7 +164,7 @@ def verdict_on_curve(history: list[dict], folder, taken: int) -> str:
         return f"Unstable: {rise}. Train anew with a quarter of the --learning_rate."
     smooth = held_out.rolling(1 + len(held_out) // 10, center=True, min_periods=1).mean()
     rise, best = smooth.iloc[-1] / smooth.min() - 1, smooth.idxmin()
-    if rise > RISE or only_rises(history):
+    if rise > RISE or (taken < epochs and only_rises(history)):
         which = "the last epoch's; --keep best draws from the lowest" if taken == epochs else f"those of epoch {taken}"
         since = f"since epoch {best:.0f} of {epochs}, the held-out loss has risen by {rise:.0%}"
         return f"Memorising: {since}. Samples are {which}. More data would help, more epochs would not."

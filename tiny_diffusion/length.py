@@ -1,0 +1,60 @@
+"""How long a run is, when it has had enough, and which of its weights are drawn from."""
+
+import math
+
+import pandas as pd
+
+from tiny_diffusion.data import Data
+from tiny_diffusion.machine import process
+from tiny_diffusion.messages import UsageError
+
+KEPT = 16  # checkpoints of a run whose length follows from its data
+RISE = 0.03  # of the held-out loss: what counts as memorising
+PATIENCE = 1.5  # times the steps to the lowest held-out loss, after which training stops if it has risen
+CLEARLY = 1.01  # times the lowest held-out loss is more than chance makes of the last one
+
+
+def batch_size_of(config, data: Data) -> int:
+    """Items in a step, a multiple of the number of processes. Raises UsageError."""
+    _, world_size = process()
+    batch_size = min(config.train_batch_size, len(data.train)) // world_size * world_size
+    if batch_size == 0:
+        raise UsageError(f"--train_batch_size {config.train_batch_size}: too small for {world_size} processes")
+    return batch_size
+
+
+def settle(config, given: dict, data: Data) -> None:
+    """Choose what depends on the data, unless it is given: its recipe, and as many epochs as `--steps` takes."""
+    vars(config).update({flag: value for flag, value in data.recipe().items() if flag not in config.given})
+    if "epochs" in given:
+        return
+    needed = math.ceil(config.steps / data.steps_per_epoch(batch_size_of(config, data)))
+    if "steps" in given or needed > config.epochs:
+        config.epochs = needed
+        if "save_every" not in config.given:
+            config.save_every = max(1, needed // KEPT)
+
+
+def checks(history: list[dict]) -> pd.DataFrame:
+    """The epochs of a log at which the held-out loss was measured."""
+    log = pd.DataFrame(history, columns=["epoch", "step", "held_out_loss"], dtype=float)
+    return log.dropna().set_index("epoch")
+
+
+def only_rises(history: list[dict]) -> bool:
+    """Whether the held-out loss has risen by RISE since its lowest, and for half as many steps as that took."""
+    found = checks(history)
+    if len(found) < 3:
+        return False
+    best, last = found.loc[found["held_out_loss"].idxmin()], found.iloc[-1]
+    risen = last["held_out_loss"] > (1 + RISE) * best["held_out_loss"]
+    return bool(risen and last["step"] >= PATIENCE * best["step"])
+
+
+def chosen_weights(state: dict, keep: str) -> tuple[int, dict]:
+    """Epoch and weights of a checkpoint's moving average: of the lowest held-out loss, if that is clearly lower."""
+    history, best = state.get("history", []), state.get("best")
+    last = next((row["held_out_loss"] for row in history[::-1] if row.get("held_out_loss")), 0)
+    if keep == "best" and best and last > CLEARLY * best["held_out_loss"]:
+        return best["epoch"], best["average"]
+    return len(history), state["average"]
