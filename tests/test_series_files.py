@@ -257,7 +257,7 @@ def test_a_week_is_forecast_under_one_date_on_the_weekday_of_the_rows(tmp_path, 
 def test_a_folder_with_no_table_or_several_is_an_error_that_names_them(files, tmp_path):
     for name in files:
         write_csv(tmp_path / name, waves(50))
-    with pytest.raises(UsageError, match=r"a\.csv, b\.csv" if files else "none"):
+    with pytest.raises(UsageError, match=r"a\.csv, b\.csv" if files else "no table"):
         load("series", tmp_path, prediction_length=LENGTH)
 
 
@@ -266,7 +266,24 @@ def test_what_a_gluonts_folder_has_and_is_not_used_is_said(gluonts_folder, capsy
     rows = [json.loads(line) | {"feat_static_real": [1.0]} for line in gzip.decompress(path.read_bytes()).splitlines()]
     path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     load("series", gluonts_folder)
-    assert "feat_static_real are not used" in capsys.readouterr().out
+    assert (
+        "3 series, 2024-01-01 00:00 to 2024-01-17 15:00, every h; 0 values missing; feat_static_real not used"
+        in capsys.readouterr().out
+    )
     (gluonts_folder / "metadata.json").write_text(json.dumps({"freq": "h", "prediction_length": -3}))
     with pytest.raises(UsageError, match="--prediction_length"):
         load("series", gluonts_folder)
+
+
+def test_a_tsf_file_tells_how_far_to_forecast(tmp_path, ddpm_command):
+    values = ",".join(f"{value:.2f}" for value in waves(120, 1)[:, 0])
+    lines = ["@attribute series_name string", "@attribute start_timestamp date", "@frequency monthly", "@horizon 7"]
+    text = "\n".join([*lines, "@missing false", "@equallength true", "@data", f"T1:2000-01-01 00-00-00:{values}"])
+    (tmp_path / "my.tsf").write_text(text + "\n")
+    assert load("series", tmp_path / "my.tsf").shape == (7, 1)
+    assert load("series", tmp_path / "my.tsf", prediction_length=3).shape == (3, 1)
+
+
+def test_flags_of_tables_are_refused_on_a_folder_of_gluonts(gluonts_folder):
+    with pytest.raises(UsageError, match="--decimal: has no effect"):
+        load("series", gluonts_folder, decimal=",")

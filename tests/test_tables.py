@@ -1,5 +1,6 @@
 """Tables as people have them: the right periods and values, what is said, and what is refused."""
 
+import contextlib
 import gzip
 import io
 import zipfile
@@ -11,7 +12,16 @@ import pytest
 from tiny_diffusion import tables
 from tiny_diffusion.frequencies import stamp
 from tiny_diffusion.messages import UsageError
-from tiny_diffusion.tables import read_tables
+from tiny_diffusion.tables import read_tables as pair
+
+
+def read_tables(*arguments, say=None, **flags):
+    """The tables of a file; `say` is told the line that was printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        found, _ = pair(*arguments, **flags)
+    if say:
+        say(out.getvalue().rstrip("\n"))
+    return found
 
 
 def read(path, content, **flags):

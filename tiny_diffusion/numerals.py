@@ -10,10 +10,7 @@ from tiny_diffusion.windows import LARGEST
 
 PLAIN = re.compile(r"[-+]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 USUAL = ("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "none", "#N/A", "<NA>", "NaT")  # for nothing
-MISSING = (
-    *USUAL,
-    *["#NV", "#DIV/0!", "#VALUE!", "#REF!", "missing", "-", "--", "–", "—", ".", "..", "...", "…", "?", ":", "*"],
-)
+MISSING = (*USUAL, "#NV", "#DIV/0!", "#VALUE!", "#REF!", "missing", "-", "--", "–", "—", *"…?:*", ".", "..", "...")
 CURRENCY = r"[$€£¥₹₽₩]|USD|EUR|GBP|CHF|JPY|kr\.?|R\$|zł"
 NINES = (-99, -99.9, -999, -999.9, -9999, -9999.9, -99999)  # what some write where a number is missing
 THOUSANDS = {".": "points", ",": "commas", " ": "spaces", "'": "apostrophes"}

@@ -1,16 +1,23 @@
-"""The data sets of time series: tables of one's own, and folders in GluonTS's layout, also those that it makes."""
+"""From files to time series: tables, and folders in GluonTS's layout, those that GluonTS makes among them."""
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from tiny_diffusion.data import HELD_OUT
+from tiny_diffusion.frequencies import CHOICES, many, stamp
 from tiny_diffusion.messages import UsageError, downloading
 from tiny_diffusion.series import Series, from_series
-from tiny_diffusion.table_files import READERS
+from tiny_diffusion.table_files import KINDS, READERS
 from tiny_diffusion.tables import Table, read_tables
 from tiny_diffusion.windows import Group, steps_between, target_and_covariates
+
+PACKED = (".gz", ".bz2", ".xz", ".zip")
+OF_TABLES = ("freq", "date_format", "decimal", "covariates")  # flags that say how a table is read
+UNUSED = ("feat_static_real", "past_feat_dynamic_real", "feat_dynamic_cat")  # what GluonTS has beside what is learned
 
 
 class NotWhole(UsageError):
@@ -45,17 +52,52 @@ def series(config) -> Series:
     path = Path(config.data_dir)
     if (path / "metadata.json").is_file():
         return gluonts_folder(config.dataset, path, config)
-    if path.is_dir():
-        found = sorted(file for file in path.iterdir() if set(file.suffixes) & ({*READERS} - {".txt"}))
-        if len(found) != 1:
-            names = ", ".join(file.name for file in found[:10]) or "none"
-            raise UsageError(
-                f"--data_dir {path}: neither metadata.json, train and test, nor one table ({names}); name one"
-            )
-        path = found[0]
-    elif not path.is_file():
-        raise UsageError(f"--data_dir {path}: no such file; give a table, or a folder in GluonTS's layout")
-    return from_table(path, config)
+    return from_table(path if path.is_file() else table_in(path), config)
+
+
+def table_in(folder: Path) -> Path:
+    """The one table that lies in a folder; a text beside others is none. Raises UsageError."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = [file for file in files if file.is_file() and not file.name.startswith(".")]
+    kinds = [file.with_suffix("").suffix if file.suffix.lower() in PACKED else file.suffix for file in files]
+    found = [file for file, kind in zip(files, kinds) if kind.lower() in READERS]
+    found = [file for file in found if file.suffix.lower() != ".txt"] or found
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UsageError(f"--data_dir {folder}: no table, and no folder with metadata.json, train and test; {KINDS}")
+    names = ", ".join(file.name for file in found[:5]) + ", ..." * (len(found) > 5)
+    raise UsageError(f"--data_dir {folder}: {len(found)} tables ({names}); name one")
+
+
+def from_table(path: Path, config) -> Series:
+    """The series of a table, of each of which the end is held out."""
+    covariates = [*dict.fromkeys(config.covariates or [])]
+    tables, horizon = read_tables(path, config.freq, config.date_format, covariates, config.decimal)
+    length = config.prediction_length or horizon
+    if not length:
+        raise UsageError("--prediction_length: say how many rows to forecast")
+    series = [[group_of(number, table, length, config.test_windows)] for number, table in enumerate(tables)]
+    names, categories = [table.name for table in tables], [[] for _ in tables]
+    return from_series(config.dataset, series, names, covariates, categories, length, config)
+
+
+def group_of(number: int, table: Table, length: int, test_windows: int | None) -> Group:
+    """One series of a table as a group, whose last windows are forecast. Raises UsageError.
+
+    It begins and ends where its values do, if that is more than a forecast's `length` from where others do.
+    """
+    known = np.flatnonzero(table.values.notna())
+    first, last = known[0] * (known[0] > length), known[-1] + 1
+    last = last if len(table.values) - last > length else len(table.values)
+    rows = last - first
+    windows = test_windows or int(np.clip(HELD_OUT * rows // length, 1, 5))
+    begins = [rows - length * i for i in range(windows, 0, -1) if rows - length * i > 0]
+    if test_windows and len(begins) < windows:
+        raise UsageError(f"--test_windows {windows}: {table.name} has {rows} rows, too few; make it smaller")
+    values = table.values.to_numpy(float)[first:last, None]
+    seen = table.covariates.to_numpy(np.float32)[first:]
+    return Group(number, table.values.index[first], values, seen, min(begins, default=rows), begins)
 
 
 def gluonts_folder(name: str, root: Path, config) -> Series:
@@ -66,6 +108,10 @@ def gluonts_folder(name: str, root: Path, config) -> Series:
     """
     from gluonts.dataset.common import load_datasets
 
+    given = [flag for flag in OF_TABLES if getattr(config, flag)]
+    if given:
+        raise UsageError(f"--{given[0]}: has no effect on a folder in GluonTS's layout; leave it out")
+    length = config.prediction_length or prediction_length_of(root)
     try:
         parts = load_datasets(root, root / "train", root / "test")
         train, tests = list(parts.train), list(parts.test)
@@ -73,12 +119,6 @@ def gluonts_folder(name: str, root: Path, config) -> Series:
             raise EOFError("no series in it")
     except Exception as error:  # of several libraries
         raise NotWhole(f"--data_dir {root}: not there or not whole ({type(error).__name__}: {error})") from error
-    length = config.prediction_length or parts.metadata.prediction_length
-    if not length or length < 1:
-        raise UsageError("--prediction_length: the data set does not say how many steps to forecast; give it")
-    unused = [name for name in ("feat_static_real", "past_feat_dynamic_real") if name in train[0]]
-    if unused:
-        print(f"{root}: {' and '.join(unused)} are not used")
     names, test_names = names_of(train, tests, root)
     entries, windows = dict(zip(names, train)), {name: [] for name in (*names, *test_names)}
     for test_name, entry in zip(test_names, tests):
@@ -87,10 +127,42 @@ def gluonts_folder(name: str, root: Path, config) -> Series:
         series = [as_groups(i, entries.get(key), windows[key], length) for i, key in enumerate(windows)]
     except ValueError as error:
         raise UsageError(f"--data_dir {root}: {error}") from error
+    tell(root, series, {key for entry in (*train, *tests) for key in entry})
     firsts = [entries.get(key) or windows[key][0] for key in windows]
     categories = [[int(category) for category in entry.get("feat_static_cat", [])] for entry in firsts]
     covariates = [f"feat_dynamic_real_{i}" for i in range(series[0][0].covariates.shape[1])]
     return from_series(name, series, list(windows), covariates, categories, length, config)
+
+
+def prediction_length_of(root: Path) -> int:
+    """How many steps to forecast, by the metadata of a folder whose frequency there is. Raises UsageError, NotWhole."""
+    try:
+        metadata = json.loads((root / "metadata.json").read_bytes())
+        freq, length = metadata["freq"], metadata.get("prediction_length")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise NotWhole(f"--data_dir {root}: not there or not whole ({type(error).__name__}: {error})") from error
+    try:
+        pd.Period("2000-01-01", freq)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"--data_dir {root}: freq {freq} in metadata.json; choose one of {CHOICES}") from error
+    if length is None:
+        raise UsageError("--prediction_length: the data set does not say how many steps to forecast; give it")
+    if type(length) is not int or not 1 <= length <= 10**5:
+        remedy = "must be a whole number from 1 to 100,000; give --prediction_length"
+        raise UsageError(f"--data_dir {root}: prediction_length {length} in metadata.json {remedy}")
+    return length
+
+
+def tell(root: Path, series: list[list[Group]], keys: set[str]) -> None:
+    """Print what was read: how many series, from when to when, what is missing, and which `keys` are not used."""
+    groups = [max(groups, key=lambda group: len(group.values)) for groups in series]
+    first = min((group.start for group in groups), key=lambda start: start.ordinal)
+    last = max((group.start + len(group.values) - 1 for group in groups), key=lambda end: end.ordinal)
+    said = [f"{len(groups):,} series, {stamp(first)} to {stamp(last)}, every {first.freqstr}"]
+    said.append(f"{many(sum(int(np.isnan(group.values).sum()) for group in groups), 'value')} missing")
+    unused = [key for key in UNUSED if key in keys]
+    said += [f"{', '.join(unused)} not used"] if unused else []
+    print(f"{root}: {'; '.join(said)}")
 
 
 def names_of(train: list[dict], tests: list[dict], root: Path) -> tuple[list[str], list[str]]:
@@ -124,33 +196,3 @@ def as_groups(number: int, train: dict | None, tests: list[dict], length: int) -
     learned = Group(number, train["start"], *target_and_covariates(train), 0, [])
     known = [len(learned.values), *(steps_between(learned.start, g.start + g.begins[0]) for g in groups)]
     return [learned._replace(train_end=max(0, min(known))), *groups]
-
-
-def from_table(path: Path, config) -> Series:
-    """The series of a table, of each of which the end is held out.
-
-    A series begins and ends where its values do, if that is more than a forecast's length from where others do.
-    """
-    if config.prediction_length is None:
-        raise UsageError("--prediction_length: say how many rows to forecast")
-    covariates = config.covariates or []
-    tables = read_tables(path, config.freq, config.date_format, covariates, config.decimal)
-    series = [table_group(table, number, config) for number, table in enumerate(tables)]
-    names, categories = [table.name for table in tables], [[] for _ in tables]
-    return from_series(config.dataset, series, names, covariates, categories, config.prediction_length, config)
-
-
-def table_group(table: Table, number: int, config) -> list[Group]:
-    """One series of a table as a group, alone in a list. Raises UsageError."""
-    values, length = table.values.to_numpy(float), config.prediction_length
-    known = np.flatnonzero(np.isfinite(values))
-    first, last = known[0] * (known[0] > length), known[-1] + 1
-    last = last if len(values) - last > length else len(values)
-    rows = last - first
-    windows = config.test_windows or int(np.clip(HELD_OUT * rows // length, 1, 5))
-    begins = [rows - length * i for i in range(windows, 0, -1) if rows - length * i > 0]
-    if config.test_windows and len(begins) < windows:
-        raise UsageError(f"--test_windows {windows}: {table.name} has {rows} rows, too few; make it smaller")
-    seen = table.covariates.to_numpy(np.float32)[first:]
-    start = table.values.index[first]
-    return [Group(number, start, values[first:last, None], seen, min(begins, default=rows), begins)]

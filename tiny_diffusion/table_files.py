@@ -293,7 +293,9 @@ def tsf(content: bytes, decimal: str | None, notes: list[str]) -> pd.DataFrame:
         {"item_id": names, "start": pd.to_datetime(starts), "target": [v.to_numpy(float) for v in values]}
     )
     notes += [f"@{name} {settings['@' + name]}" for name in ("frequency", "horizon") if "@" + name in settings]
+    horizon = settings.get("@horizon", "")
     result.attrs["freq"] = tsf_freq(settings.get("@frequency", ""))
+    result.attrs["horizon"] = int(horizon) if re.fullmatch(r"[1-9]\d{0,4}", horizon) else None
     return result
 
 

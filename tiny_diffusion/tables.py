@@ -6,7 +6,6 @@ numbers or times. What the columns are, which are times, ids and numbers, is dec
 
 import itertools
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -58,23 +57,20 @@ def read_tables(
     date_format: str | None = None,
     covariates: Sequence[str] = (),
     decimal: str | None = None,
-    say=print,
-) -> list[Table]:
-    """The series of a file, all of one frequency; `say` is told in one line what was read. Raises UsageError.
+) -> tuple[list[Table], int | None]:
+    """The series of a file, all of one frequency, and how far to forecast them if it tells; prints what was read.
 
-    `freq`, `date_format` and `decimal` are the flags of those names, where the file alone does not tell.
+    `freq`, `date_format`, `covariates` and `decimal` are the flags of those names. Raises UsageError.
     """
     notes = []
     try:
         frame = frame_of(path, decimal, notes).dropna(how="all")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # pandas would rather have no periods of business days
-            tables = tables_of(frame, freq, date_format, list(covariates), decimal, notes)
+        tables = tables_of(frame, freq, date_format, list(covariates), decimal, notes)
     except UsageError as error:
-        message = str(error)
+        message = " ".join(str(error).split())
         raise UsageError(message if message.startswith("--") else f"--data_dir {path}: {message}") from error
-    say(f"{path}: {'; '.join(notes)}")
-    return tables
+    print(f"{path}: {'; '.join(notes)}")
+    return tables, frame.attrs.get("horizon")
 
 
 def tables_of(frame: pd.DataFrame, freq, date_format, covariates, decimal, notes) -> list[Table]:
