@@ -126,6 +126,7 @@ class Series(Data):
         return Series(self.facts, windows)
 
     def check(self):
+        """Raise ValueError unless all sizes fit together, and what is known are numbers."""
         facts, (length, dimensions) = self.facts, self.shape
         "".join((facts.freq, *facts.names, *facts.forecast_starts, *facts.covariates)).encode()  # no half characters
         groups, known = len(facts.forecast_starts), self.past_length + length
