@@ -613,9 +613,8 @@ def check_finite(run: Run, sums: Tensor) -> None:
 def train(run: Run, folder: Path) -> None:
     """Train to the last epoch, or until the held-out loss only rises.
 
-    Checkpoints are kept, with samples, every `save_every` epochs, more seldom in long runs.
-
-    However it ends, the checkpoint is that of the last whole epoch, or if the process is killed ten seconds older.
+    Checkpoints are kept, with samples, every `save_every` epochs, more seldom in long runs. However it ends, the
+    checkpoint is that of the last whole epoch, or if the process is killed ten seconds older.
     """
     config, data, first = run.model.config, run.model.data, process()[0] == 0
     batch_size = batch_size_of(config, data)
@@ -625,11 +624,11 @@ def train(run: Run, folder: Path) -> None:
         run.average.denoiser.load_state_dict(run.model.denoiser.state_dict())
     try:
         with progress_bar("training", config.epochs * items, "items", len(run.history) * items) as bar:
-            while not (done := run.finished()):
+            while not run.finished():
                 run.history.append(train_epoch(run, batch_size, bar))
                 run.note_best()
-                epoch, done = len(run.history), run.finished()
-                keep = epoch % spacing(config.save_every, epoch) == 0 or done
+                epoch = len(run.history)
+                keep = epoch % spacing(config.save_every, epoch) == 0 or run.finished()
                 if keep:
                     samples, _ = sample(run.average, data.animated)
                 if first and keep:

@@ -43,8 +43,7 @@ def checks(history: list[dict]) -> pd.DataFrame:
 
 def only_rises(history: list[dict]) -> bool:
     """Whether the held-out loss has risen by RISE since its lowest, and for half as many steps as that took."""
-    found = checks(history)
-    if len(found) < 3:
+    if not history or history[-1].get("held_out_loss") is None or len(found := checks(history)) < 3:
         return False
     best, last = found.loc[found["held_out_loss"].idxmin()], found.iloc[-1]
     risen = last["held_out_loss"] > (1 + RISE) * best["held_out_loss"]
