@@ -497,8 +497,8 @@ class Run:
     def state_dict(self) -> dict:
         """A checkpoint, of which `load_model` needs the first line."""
         average, config = self.average.denoiser.state_dict(), vars(self.model.config)
-        state = {"model": self.model.denoiser.state_dict(), "step": self.step, "history": self.history}
-        state |= {"best": self.best}
+        state = {"model": self.model.denoiser.state_dict(), "best": self.best}
+        state |= {"step": self.step, "history": self.history}
         state |= {name: part.state_dict() for name, part in zip(("muon", "adamw"), self.optimizers)}
         return {"config": config, "data": self.model.data.facts.model_dump(), "average": average} | state
 

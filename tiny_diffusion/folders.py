@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tiny_diffusion.messages import UsageError
+from tiny_diffusion.messages import UsageError, many
 
 SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
 SPLITS |= {"validation": "validation", "test": "test", "testing": "test"}
@@ -59,11 +59,6 @@ def several(items, most: int = NAMED) -> str:
     return ", ".join(items[:most]) + " ..." * (len(items) > most)
 
 
-def plural(number: int, noun: str) -> str:
-    """A number of things in words."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def files_below(root: Path, suffixes) -> Found:
     """All files below `root` whose suffix, in small letters, is one of `suffixes`, in order; nothing hidden.
 
@@ -94,7 +89,7 @@ def files_below(root: Path, suffixes) -> Found:
             else:
                 others[suffix] += 1
     lost = [("link", "back to a folder above", loops), ("link", "to nothing", dead), ("folder", "not readable", closed)]
-    said = [f"{root}: left out {plural(len(what), noun)} ({why}): {several(what)}" for noun, why, what in lost if what]
+    said = [f"{root}: left out {many(len(what), noun)} ({why}): {several(what)}" for noun, why, what in lost if what]
     return Found(sorted(paths), others, said)
 
 
@@ -136,7 +131,7 @@ def class_folders(names: list[PurePath]) -> Grouped:
         for group in np.unique(groups[kept]):
             inside = kept & (groups == group)
             if loose[inside].all():
-                said.append(f"left out {plural(inside.sum(), 'file')} of {group}, which lie in no class folder")
+                said.append(f"left out {many(inside.sum(), 'file')} of {group}, which lie in no class folder")
                 kept &= ~inside
         loose &= kept
         if loose.sum() <= FEW * kept.sum():
@@ -151,7 +146,7 @@ def class_folders(names: list[PurePath]) -> Grouped:
     if strays:
         verb = "lies" if len(strays) == 1 else "lie"
         listed = several([names[i] for i in strays])
-        said.append(f"left out {plural(len(strays), 'file')} that {verb} beside the folders: {listed}")
+        said.append(f"left out {many(len(strays), 'file')} that {verb} beside the folders: {listed}")
     return grouped(kept, folders, classes, split, said)
 
 

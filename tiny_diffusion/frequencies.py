@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from tiny_diffusion.messages import UsageError
+from tiny_diffusion.messages import UsageError, many
 
 CHOICES = "h, 30min, D, B, W, M, Q, Y"
 UNITS = {"h": 3_600_000_000_000, "min": 60_000_000_000, "s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}  # in ns
@@ -187,11 +187,6 @@ def shown_span(span: pd.Timedelta) -> str:
         if span.value % size == 0:
             return many(span.value // size, unit) if unit == "day" else f"{span.value // size} {unit}"
     return str(span)
-
-
-def many(number: int, noun: str) -> str:
-    """A number and what it counts: 1 row, 2,000 rows."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def freq_of(given: str, times: pd.DatetimeIndex) -> str:

@@ -38,6 +38,11 @@ def format_value(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
+def many(number: int, noun: str) -> str:
+    """A number and what it counts: 1 row, 2,000 rows."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def command_line(flags: dict) -> str:
     """The command that gives these flags."""
     words = ["python", "ddpm.py"]

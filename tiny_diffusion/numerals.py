@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pandas as pd
 
+from tiny_diffusion.arrays import LARGEST
 from tiny_diffusion.messages import UsageError
-from tiny_diffusion.windows import LARGEST
 
 PLAIN = re.compile(r"[-+]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 USUAL = ("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "none", "#N/A", "<NA>", "NaT")  # for nothing

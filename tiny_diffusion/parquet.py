@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from filelock import FileLock
 
-from tiny_diffusion.folders import plural, several, split_of
-from tiny_diffusion.messages import UsageError, downloading
+from tiny_diffusion.folders import several, split_of
+from tiny_diffusion.messages import UsageError, downloading, many
 
 MAGIC = {  # how the files begin that are found in Parquet
     "image": (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"BM", b"\0\0\0\x0cjP"),
@@ -70,7 +70,7 @@ def read_parquet(paths: list[Path], kind: str, root: Path) -> Table:
         found = [file.read(columns=[label]).column(0).to_pylist() for file in files]
         classes, labels, kept = as_classes(found, names)
         if not kept.all():
-            said.append(f"left out {plural(int((~kept).sum()), 'item')} without a {label}")
+            said.append(f"left out {many(int((~kept).sum()), 'item')} without a {label}")
         ends = np.cumsum([len(values) for values in found])[:-1]
         rows = {path: np.flatnonzero(part) for path, part in zip(paths, np.split(kept, ends))}
     parts = [part_of(path, root) for path in paths]
@@ -80,7 +80,7 @@ def read_parquet(paths: list[Path], kind: str, root: Path) -> Table:
         said.append(f"split: {', '.join(f'{n:,} {part}' for part, n in collections.Counter(split.tolist()).items())}")
     number = sum(map(len, rows.values()))
     of_classes = f", {len(classes)} classes by {label}: {several(classes)}" if classes else ""
-    said.insert(0, f"{root}: {number:,} {NOUNS[kind]} in column {column} of {plural(len(paths), 'file')}{of_classes}")
+    said.insert(0, f"{root}: {number:,} {NOUNS[kind]} in column {column} of {many(len(paths), 'file')}{of_classes}")
     return Table(root, rows, column, classes, labels, split, said)
 
 

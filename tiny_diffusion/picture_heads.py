@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from tiny_diffusion.folders import plural
-from tiny_diffusion.messages import UsageError
+from tiny_diffusion.messages import UsageError, many
 
 warnings.filterwarnings("ignore", module="PIL")  # of images that are read all the same
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of broken files is raised as well
@@ -219,7 +218,7 @@ def tiff_channels(page) -> tuple[int, bool, bool]:
     colours = 3 if page.photometric == 2 else 1
     extra = page.samplesperpixel - colours
     if extra > 1 or page.photometric not in (0, 1, 2) or page.imagedepth > 1:
-        channels = plural(page.samplesperpixel, "channel")
+        channels = many(page.samplesperpixel, "channel")
         raise UsageError(f"{channels} ({page.photometric.name}) are neither grey nor RGB; see --dataset array")
     alpha = extra == 1 and page.extrasamples[:1] in ((1,), (2,))
     return colours, alpha, extra > alpha

@@ -20,8 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from tiny_diffusion.folders import plural
-from tiny_diffusion.messages import UsageError
+from tiny_diffusion.messages import UsageError, many
 from tiny_diffusion.picture_heads import (
     DEEP_MODES,
     KEPT_AS,
@@ -90,7 +89,7 @@ def common_kind(looks: list[Look], names: list, name: str, read) -> tuple[Kind, 
     deep = ((file, frame) for file, one in zip(read(), looks) if one.dtype == "uint16" for frame in range(one.frames))
     most = max(int(deep_values(*one).pixels.max()) for one in deep)
     bits = next(bits for bits in BITS if most < 2**bits)
-    line = f"{plural(found['uint16'], 'image')} of 16 bits with values up to {most:,}, taken for {bits} bits"
+    line = f"{many(found['uint16'], 'image')} of 16 bits with values up to {most:,}, taken for {bits} bits"
     return Kind(channels, "uint8", bits), [f"{line}, are kept in 8, as the rest are"]
 
 
@@ -118,9 +117,9 @@ def items_of(looks: list, every_frame: bool, name: str) -> tuple[list[tuple[int,
     frames = [one.frames if isinstance(one, Look) else 1 for one in looks]
     films = [number for number in frames if number > 1]
     if every_frame:
-        said = f"{name}: {plural(sum(frames), 'frame')} of {plural(len(looks), 'file')}"
+        said = f"{name}: {many(sum(frames), 'frame')} of {many(len(looks), 'file')}"
         return [(i, frame) for i, number in enumerate(frames) for frame in range(number)], [said]
-    said = f"{name}: {plural(len(films), 'file')} of several frames ({sum(films):,}): the first of each is taken; "
+    said = f"{name}: {many(len(films), 'file')} of several frames ({sum(films):,}): the first of each is taken; "
     return [(i, 0) for i in range(len(looks))], [f"{said}--frames all takes every one"] if films else []
 
 

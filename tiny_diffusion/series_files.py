@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from tiny_diffusion.data import HELD_OUT
-from tiny_diffusion.frequencies import CHOICES, many, stamp
-from tiny_diffusion.messages import UsageError, downloading
+from tiny_diffusion.frequencies import CHOICES, stamp
+from tiny_diffusion.messages import UsageError, downloading, many
 from tiny_diffusion.series import Series, from_series
 from tiny_diffusion.table_files import KINDS, READERS
 from tiny_diffusion.tables import Table, read_tables

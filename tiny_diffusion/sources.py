@@ -78,7 +78,7 @@ def of_paths(paths: list[Path], root: Path, quiet: bool = False) -> Sources:
         tell(root, grouped.said)
     paths = [paths[i] for i in grouped.kept]
     names = [str(path.relative_to(root)) for path in paths]
-    return Sources(root, names, [stamp(path) for path in paths], lambda: iter(paths), *grouped[1:4])
+    return Sources(root, names, [version_of(path) for path in paths], lambda: iter(paths), *grouped[1:4])
 
 
 def of_archives(archives: list[Path], suffixes, root: Path, remedies: dict[str, str]) -> Sources:
@@ -94,7 +94,7 @@ def of_archives(archives: list[Path], suffixes, root: Path, remedies: dict[str, 
         grouped = folders.Grouped(np.arange(len(inside)), *beside, None, [f"classes: {several(beside[0])}"])
     tell(root, [*grouped.said, *filter(None, [line])])
     inside = [inside[i] for i in grouped.kept]
-    stamps = {archive: stamp(archive) for archive in archives}
+    stamps = {archive: version_of(archive) for archive in archives}
     listing = [f"{stamps[member.archive]} {member.key}" for member in inside]
     return Sources(root, [str(member.name) for member in inside], listing, lambda: iter(inside), *grouped[1:4])
 
@@ -104,7 +104,7 @@ def of_parquet(paths: list[Path], kind: str, root: Path) -> Sources:
     table = parquet.read_parquet(paths, kind, home_of(root))
     tell("", table.said)
     rows = [(path, row) for path, numbers in table.rows.items() for row in numbers]
-    stamps = {path: stamp(path) for path in paths}
+    stamps = {path: version_of(path) for path in paths}
     names, listing = [f"{path.name} row {row}" for path, row in rows], [stamps[path] for path, _ in rows]
     reading = functools.partial(parquet.contents, table)
     return Sources(root, names, listing, reading, table.classes, table.labels, table.split)
@@ -121,7 +121,7 @@ def home_of(root: Path) -> Path:
     return root if root.is_dir() else root.parent
 
 
-def stamp(path: Path) -> tuple | None:
+def version_of(path: Path) -> tuple | None:
     """What changes when a file does."""
     return (path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else None
 

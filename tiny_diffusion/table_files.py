@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tiny_diffusion.frequencies import freq_of, many
-from tiny_diffusion.messages import UsageError, reading
+from tiny_diffusion.frequencies import freq_of
+from tiny_diffusion.messages import UsageError, many, reading
 from tiny_diffusion.numerals import PLAIN, USUAL, as_text
 from tiny_diffusion.times import looks_like_times, month_number
 

@@ -17,7 +17,6 @@ from tiny_diffusion.frequencies import (
     after_midnight,
     freq_of,
     in_winter_time,
-    many,
     placed,
     shown,
     stamp,
@@ -25,7 +24,7 @@ from tiny_diffusion.frequencies import (
     tell_shift,
     tell_weekdays,
 )
-from tiny_diffusion.messages import UsageError
+from tiny_diffusion.messages import UsageError, many
 from tiny_diffusion.numerals import as_text, numbers_of
 from tiny_diffusion.table_files import ID_NAME, TARGET_NAMES, TIME_NAME, frame_of, some, unrolled, upright
 from tiny_diffusion.times import NUMBER, by_format, looks_like_times, month_number, on_the_clock, parse, written_as

@@ -16,7 +16,8 @@ from gluonts.time_feature import (
 )
 from torch import Tensor
 
-LARGEST = 1e30  # size of a value that is taken for a mistake
+from tiny_diffusion.arrays import LARGEST
+
 LAGS = {"D": [1, 7, 14, 28, 364], "W": [1, 2, 4, 13, 26, 52]}  # in steps, where a season is no day
 LAGS |= {"M": [1, 2, 3, 12, 24, 36], "Q": [1, 2, 4, 8, 12], "Y": [1, 2, 3]}
 SEASONS = {"D": [7], "B": [5], "W": [52], "M": [12], "Q": [4], "h": [24, 168], "30min": [48, 336]}  # to look for
