@@ -5,6 +5,7 @@
     python ddpm.py --sample exps/mnist_base/checkpoint.pt --label 7 --guidance 2
     python ddpm.py --dataset mnist --experiment_name mnist_base --resume --epochs 40
     python ddpm.py --dataset exchange-rate                                  forecasts with intervals
+    python ddpm.py --distill exps/mnist_base/checkpoint.pt                  drawn in one call of the network
     torchrun --nproc-per-node=4 ddpm.py --dataset faces
 
 From top to bottom: arguments, `NoiseScheduler`, the reverse process, training, checkpoints, what is left in `exps/`.
@@ -88,6 +89,9 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
         "time_power": option({"points": 3.0, "images audio series": 1.0}, "train at times T u^N", **positive),
         "ema_decay": option(0.999, "final decay of the weights' moving average", **share),
         "save_every": option({"points": 40, "images audio series": 1}, "epochs between kept checkpoints", **whole),
+        "distill": option(
+            None, "learn to draw in 1 call (points: 4; or --sampling_steps) what this checkpoint draws", metavar="PATH"
+        ),
     },
     "sampling": {
         "sampler": option(
@@ -140,6 +144,16 @@ ALIASES = {"epochs": ["--num_epochs"], "save_every": ["--save_images_step"]}  # 
 ROWS = {flag: row for group in FLAGS.values() for flag, row in group.items()}
 DEFAULTS = {flag: row["default"] for flag, row in ROWS.items()}
 FIXED = {flag for group in ("data", "diffusion", "denoiser") for flag in FLAGS[group]} - {"data_dir"}  # by training
+DRAWN = {"sampler", "eta", "sampling_steps", "sampling_power", "guidance", "distill"}  # fixed by a distillation too
+DISTILLED = {  # what a distillation has instead of the defaults
+    "points": {"steps": 2000, "train_batch_size": 1024, "sampling_steps": 4},
+    "images": {"steps": 1200, "train_batch_size": 64, "sampling_steps": 1},
+    "audio": {"steps": 1200, "train_batch_size": 32, "sampling_steps": 1},
+    "series": {"steps": 1000, "train_batch_size": 64, "sampling_steps": 1},
+}
+for row in DISTILLED.values():
+    row |= {"epochs": 1, "learning_rate": 1e-3, "time_power": 1.0, "ema_decay": 0.99}
+    row |= {"sampler": "ddim", "eta": 0.0, "guidance": 1.0}
 
 
 def fail(message: str) -> int:
@@ -176,7 +190,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import models
-from tiny_diffusion import evaluation
+from tiny_diffusion import distillation, evaluation
 from tiny_diffusion.checkpoints import MODELS, find_checkpoint, kept_epochs, save, save_kept, save_last, spacing
 from tiny_diffusion.data import Data, check_tensors, write_picture
 from tiny_diffusion.files import LOCK, clear, owned, write_json
@@ -194,6 +208,7 @@ CHECKPOINT_SECONDS = 10  # between checkpoints: writing one safely takes some 20
 SAMPLED_VALUES = 2**26  # most values drawn at once, whatever --eval_batch_size says: 256 MB
 BOUND_CALLS = 1000  # network calls for the variational bound after training; --evaluate takes ten times as many
 OPTIMIZER_STATE = {"muon": {"average"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}  # what each keeps of a weight
+OPTIMIZER_STATE["fake_adamw"] = OPTIMIZER_STATE["adamw"]
 UNFIT = "it is a kept epoch's, damaged, or of another version of this program; train anew"
 
 
@@ -211,11 +226,15 @@ def resolve(given: dict, saved: dict | None = None) -> argparse.Namespace:
     modality = modality_of((saved or given).get("dataset", DEFAULTS["dataset"]))
     known = {flag: row for flag, row in DEFAULTS.items() if not isinstance(row, dict) or modality in row}
     defaults = {flag: row[modality] if isinstance(row, dict) else row for flag, row in known.items()}
+    if "distill" in given and not saved.get("distill"):  # the student of what was saved
+        saved = {flag: value for flag, value in saved.items() if flag in FIXED | {"data_dir"}}
     check_flags(given, defaults, saved, modality)
+    if (saved | given).get("distill"):
+        defaults |= DISTILLED[modality]
     config = defaults | {flag: value for flag, value in saved.items() if flag not in ("device", "compile")} | given
     config |= {"given": saved.get("given", {}) | given, "experiment_name": name}
     for flag, default in defaults.items():
-        if ROWS[flag]["follows"] and flag not in given:
+        if ROWS[flag]["follows"] and flag not in given and not config["distill"]:
             cause, rule = ROWS[flag]["follows"]
             if cause in given or flag not in config["given"]:
                 config[flag] = rule(config, default)
@@ -233,7 +252,10 @@ def check_flags(given: dict, known: dict, saved: dict, modality: str) -> None:
             raise UsageError(f"--{flag}: no such flag; python ddpm.py -h lists them")
         if flag not in known:
             raise UsageError(f"--{flag}: has no effect on {modality}; leave it out")
-        if saved and flag in FIXED and value != saved.get(flag):
+        if "distill" in given and flag in ("sampler", "eta"):
+            raise UsageError(f"--{flag} {value}: has no effect with --distill, which draws with ddim; leave it out")
+        fixed = FIXED | DRAWN if saved.get("distill") else FIXED
+        if saved and flag in fixed and value != saved.get(flag):
             raise UsageError(f"--{flag} {value}: the checkpoint was trained with {saved.get(flag)}; leave it out")
 
 
@@ -419,7 +441,8 @@ def new_model(config, data: Data, device, saved: dict | None = None) -> Model:
     if config.guidance != 1 and not data.classes:
         raise UsageError(f"--guidance {config.guidance}: {data.name} has no classes; leave --guidance out")
     chain = (config.num_timesteps, config.beta_schedule, config.prediction_type)
-    return Model(denoiser, NoiseScheduler(*chain, data.interval, device), data, config)
+    interval = None if config.distill else data.interval  # clipped, what a student draws would have no gradient
+    return Model(denoiser, NoiseScheduler(*chain, interval, device), data, config)
 
 
 @torch.inference_mode()
@@ -482,6 +505,8 @@ def sample_batch(model: Model, numbers: range, frames: int, bar: tqdm) -> tuple[
 class Run:
     """All that training changes. `state_dict` names what a resumed run needs."""
 
+    optimizer_names = ("muon", "adamw")
+
     def __init__(self, model: Model):
         denoiser, config = model.denoiser, model.config
         average = copy.deepcopy(denoiser).requires_grad_(False).eval()
@@ -494,12 +519,35 @@ class Run:
             average.compile()
         self.network = torch.nn.parallel.DistributedDataParallel(denoiser) if process()[1] > 1 else denoiser
 
+    def start(self) -> None:
+        """Set, before the first step, what follows from the data in closed form."""
+        model = self.model
+        model.denoiser.fit(model.data.batches(FITTED, model.config.seed, 1, model.scheduler.device))
+        self.average.denoiser.load_state_dict(model.denoiser.state_dict())
+
+    def steps(self, batch_size: int) -> int:
+        """Of an epoch."""
+        return self.model.data.steps_per_epoch(batch_size)
+
+    def batches(self, batch_size: int, epoch: int):
+        """Yield this process's share of an epoch's batches."""
+        data, device = self.model.data, self.model.scheduler.device
+        yield from data.batches(batch_size, self.model.config.seed, epoch, device, *process())
+
+    def learn(self, batch) -> Tensor:
+        """One step; returns the loss and the gradient's norm, on the device."""
+        return train_step(self, batch)
+
+    def held_out_loss(self, epoch: int, items: int) -> float | None:
+        """The loss that chooses the best weights, after an epoch of `items`; None if it is not due."""
+        return evaluation.held_out_loss(self.average, epoch, items)
+
     def state_dict(self) -> dict:
         """A checkpoint, of which `load_model` needs the first line."""
         average, config = self.average.denoiser.state_dict(), vars(self.model.config)
         state = {"model": self.model.denoiser.state_dict(), "best": self.best}
         state |= {"step": self.step, "history": self.history}
-        state |= {name: part.state_dict() for name, part in zip(("muon", "adamw"), self.optimizers)}
+        state |= {name: part.state_dict() for name, part in zip(self.optimizer_names, self.optimizers)}
         return {"config": config, "data": self.model.data.facts.model_dump(), "average": average} | state
 
     def load_state_dict(self, state: dict) -> None:
@@ -508,7 +556,7 @@ class Run:
             self.model.denoiser.load_state_dict(state["model"])
             self.average.denoiser.load_state_dict(state["average"])
             self.step, self.history, self.best = state["step"], state["history"], state.get("best", {})
-            for optimizer, name in zip(self.optimizers, OPTIMIZER_STATE):
+            for optimizer, name in zip(self.optimizers, self.optimizer_names):
                 models.load_optimizer(optimizer, state[name]["state"], OPTIMIZER_STATE[name] if self.step else set())
 
     def note_best(self) -> None:
@@ -531,21 +579,24 @@ class Run:
         return dataclasses.replace(self.average, denoiser=denoiser)
 
 
-def training_loss(network, scheduler, data: Data, batch, generator: torch.Generator, time_power: float) -> Tensor:
+def random_share(draw, shape: tuple, generator: torch.Generator) -> Tensor:
+    """Random numbers of `shape`: this process's share of those for all, which do not depend on how many there are."""
+    rank, world_size = process()
+    return draw((shape[0] * world_size, *shape[1:]), generator=generator, device=generator.device)[rank::world_size]
+
+
+def training_loss(
+    network, scheduler, data: Data, batch, generator, time_power: float, class_dropout=evaluation.LABEL_DROPOUT
+) -> Tensor:
     """Mean squared error of the denoiser's prediction at random times (Ho et al. 2020, algorithm 1 and eq. 14).
 
     Times are T u^time_power for uniform u: a power above 1 spends more of the training where there is little noise.
-    Random numbers are drawn for the batches of all processes, so that they do not depend on how many there are.
     """
-    x_0, cond, weight = batch
-    rank, world_size = process()
-    device, items = x_0.device, len(x_0) * world_size
-    times = (items, *x_0.shape[1 : data.time_axes])
-    u = torch.rand(times, generator=generator, device=device)[rank::world_size]
-    t = scheduler.training_times(u, time_power)
-    noise = torch.randn((items, *x_0.shape[1:]), generator=generator, device=device)[rank::world_size]
+    (x_0, cond, weight), (_, world_size) = batch, process()
+    t = scheduler.training_times(random_share(torch.rand, x_0.shape[: data.time_axes], generator), time_power)
+    noise = random_share(torch.randn, x_0.shape, generator)
     if data.classes:
-        hidden = torch.rand(items, generator=generator, device=device)[rank::world_size] < evaluation.LABEL_DROPOUT
+        hidden = random_share(torch.rand, x_0.shape[:1], generator) < class_dropout
         cond = cond.masked_fill(hidden, len(data.classes))
     prediction = network(scheduler.add_noise(x_0, noise, t), t, cond).float()
     target = scheduler.target(x_0, noise, t)
@@ -564,29 +615,130 @@ def train_step(run: Run, batch) -> Tensor:
     run.step += 1
     with models.autocast(config.precision, model.scheduler.device):
         loss = training_loss(run.network, model.scheduler, model.data, batch, run.generator, config.time_power)
+    norm = descend(loss, model.denoiser, run.optimizers, run.step / WARMUP_STEPS)
+    follow(run.average.denoiser, model.denoiser, run.step, config.ema_decay)
+    return torch.stack([loss.detach(), norm])
+
+
+def descend(loss: Tensor, network, optimizers: list, share: float) -> Tensor:
+    """A step of the optimizers, at `share` of their learning rates, 1 at most; returns the norm of the gradient."""
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.denoiser.parameters(), GRADIENT_CLIP)
-    for optimizer in run.optimizers:
-        optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * min(1, run.step / WARMUP_STEPS)
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_CLIP)
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * min(1, share)
         optimizer.step()
         optimizer.zero_grad()
-    decay = min(config.ema_decay, (1 + run.step) / (10 + run.step))  # a young average must forget its start
+    return norm
+
+
+@torch.no_grad()
+def follow(average, network, step: int, ema_decay: float) -> None:
+    """Move an average of a network's weights towards them; a young one must forget its start."""
+    decay = min(ema_decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+
+
+class Distillation(Run):
+    """A run whose model, the student, learns to draw in few calls what `teacher` draws in many.
+
+    Its held-out loss is how far its samples are from the data. The learning rate falls to zero.
+    """
+
+    optimizer_names = ("adamw", "fake_adamw")
+
+    def __init__(self, model: Model, teacher: Model):
+        super().__init__(model)
+        self.teacher, rate = teacher, model.config.learning_rate
+        for denoiser in (model.denoiser, self.average.denoiser):
+            denoiser.load_state_dict(teacher.denoiser.state_dict())
+        model.denoiser.eval()  # the encoder of a forecaster stays as it is
+        self.fake = copy.deepcopy(teacher.denoiser.called).requires_grad_()
+        rates = {model.denoiser.called: rate, self.fake: distillation.FAKE_RATE * rate}
+        self.optimizers = [distillation.optimizer(network, rate) for network, rate in rates.items()]
+
+    def start(self):
+        pass  # from the teacher's weights
+
+    def steps(self, batch_size):
+        return distillation.STEPS
+
+    def batches(self, batch_size, epoch):
+        epochs = (super(Distillation, self).batches(batch_size, i) for i in itertools.count(epoch * distillation.STEPS))
+        yield from itertools.islice(itertools.chain.from_iterable(epochs), distillation.STEPS)
+
+    def learn(self, batch):
+        return distill_step(self, batch)
+
+    def held_out_loss(self, epoch, items):
+        return distillation.score(self.average, self.teacher, generate)
+
+    def state_dict(self):
+        teacher = self.teacher
+        kept = {"config": vars(teacher.config), "data": teacher.data.facts.model_dump()}
+        kept |= {"average": teacher.denoiser.state_dict()}
+        return super().state_dict() | {"teacher": kept, "fake": self.fake.state_dict()}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        with reading(f"the checkpoint cannot be resumed: {UNFIT}"):
+            self.fake.load_state_dict(state["fake"])
+
+
+def generate(model: Model, cond, x_T: Tensor) -> Tensor:
+    """x_0 out of the noise x_T in the few calls of a student, with its gradient; cond is what these are given."""
+    config, scheduler = model.config, model.scheduler
+    times = scheduler.timesteps(config.sampling_steps, config.sampling_power)
+
+    def denoise(x_t, t):
+        t = torch.full((1,) * model.data.time_axes, t, device=x_t.device)
+        with models.autocast(config.precision, x_t.device):
+            return model.denoiser.called(x_t, t, cond).float()
+
+    *_, (_, x_0, _) = reverse_process(denoise, scheduler, times, x_T, config.sampler, config.eta)
+    return x_0
+
+
+def distill_step(run: Distillation, batch) -> Tensor:
+    """A step of the student by distribution matching, then FAKE_STEPS of mu_fake on what the student has drawn.
+
+    Returns the loss of mu_fake and the norm of the student's gradient, on the device.
+    """
+    model, config, teacher, (x_0, cond, _) = run.model, run.model.config, run.teacher, batch
+    data, scheduler, student = model.data, model.scheduler, model.denoiser.called
+    optimizer, *fake_optimizer = run.optimizers
+    left = 1 - run.step / (config.epochs * distillation.STEPS)
+    run.step += 1
+    share = min(1, run.step / distillation.WARMUP) * left
     with torch.no_grad():
-        torch._foreach_lerp_(list(run.average.denoiser.parameters()), list(model.denoiser.parameters()), 1 - decay)
-        return torch.stack([loss, norm])
+        cond = teacher.denoiser.called_with(cond)
+    x_T, noise = (random_share(torch.randn, x_0.shape, run.generator) for _ in range(2))
+    u = random_share(torch.rand, x_0.shape[: data.time_axes], run.generator)
+    t = scheduler.training_times(u, config.time_power)
+    x = generate(model, cond, x_T)
+    with models.autocast(config.precision, scheduler.device):
+        guidance = teacher.config.guidance
+        loss = distillation.matching_loss(x, cond, teacher.denoiser.called, run.fake, scheduler, guidance, t, noise)
+    norm = descend(loss, student, [optimizer], share)
+    follow(run.average.denoiser.called, student, run.step, config.ema_decay)
+    for _ in range(distillation.FAKE_STEPS):
+        drawn = x.detach(), cond, None
+        with models.autocast(config.precision, scheduler.device):
+            loss = training_loss(run.fake, scheduler, data, drawn, run.generator, config.time_power, class_dropout=0)
+        descend(loss, run.fake, fake_optimizer, share)
+    return torch.stack([loss.detach(), norm])
 
 
 def train_epoch(run: Run, batch_size: int, bar: tqdm) -> dict:
     """Once through the data; returns the row of the log. All that is random in it follows from seed and epoch."""
-    data, seed, device = run.model.data, run.model.config.seed, run.model.scheduler.device
+    seed, device = run.model.config.seed, run.model.scheduler.device
     epoch, (rank, world_size) = len(run.history) + 1, process()
     run.generator.manual_seed(seed_from(seed, epoch))
     torch.manual_seed(seed_from(seed, epoch, 1 + rank))  # of dropout
     start = last_read = time.monotonic()
-    sums, steps = torch.zeros(2, device=device), data.steps_per_epoch(batch_size)
+    sums, steps = torch.zeros(2, device=device), run.steps(batch_size)
     checked = next((f"{row['held_out_loss']:.4f}" for row in run.history[::-1] if row.get("held_out_loss")), "")
-    for i, batch in enumerate(data.batches(batch_size, seed, epoch, device, rank, world_size), start=1):
-        sums += train_step(run, batch)
+    for i, batch in enumerate(run.batches(batch_size, epoch), start=1):
+        sums += run.learn(batch)
         bar.update(batch_size)
         if time.monotonic() - last_read > 0.5 or i == steps:  # seldom: reading the loss waits for the device
             last_read = time.monotonic()
@@ -596,7 +748,7 @@ def train_epoch(run: Run, batch_size: int, bar: tqdm) -> dict:
         dist.all_reduce(sums)
     loss, norm = (sums / steps / world_size).tolist()
     seconds, items = time.monotonic() - start, steps * batch_size
-    held_out = evaluation.held_out_loss(run.average, epoch, items)
+    held_out = run.held_out_loss(epoch, items)
     row = {"epoch": epoch, "step": run.step, "loss": loss, "held_out_loss": held_out}
     return row | {"gradient_norm": norm, "seconds": seconds, "items_per_second": items / seconds}
 
@@ -618,10 +770,9 @@ def train(run: Run, folder: Path) -> None:
     """
     config, data, first = run.model.config, run.model.data, process()[0] == 0
     batch_size = batch_size_of(config, data)
-    items, saved, unsaved = data.steps_per_epoch(batch_size) * batch_size, -math.inf, None
+    items, saved, unsaved = run.steps(batch_size) * batch_size, -math.inf, None
     if not run.step:
-        run.model.denoiser.fit(data.batches(FITTED, config.seed, 1, run.model.scheduler.device))
-        run.average.denoiser.load_state_dict(run.model.denoiser.state_dict())
+        run.start()
     try:
         with progress_bar("training", config.epochs * items, "items", len(run.history) * items) as bar:
             while not run.finished():
@@ -650,27 +801,34 @@ def load_checkpoint(path: Path) -> dict:
     if not path.is_file():
         raise UsageError(f"{path}: no such file; {remedy}")
     with reading(f"{path}: not a checkpoint (damaged, or not of this program); {remedy}"):
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        config = state["config"]
-        state["config"] = checked(config) | {"given": checked(config.get("given", {}))}
-        data = restore(state["data"])
-        best = state.get("best") or {"average": {}, "epoch": 1, "held_out_loss": 1.0}
-        samples, history = state.get("samples", torch.zeros(1, *data.shape)), state.get("history", [])
-        states = [part for name in OPTIMIZER_STATE for part in state.get(name, {"state": {}})["state"].values()]
-        for tensors in (state["average"], state.get("model", {}), best["average"], {"samples": samples}, *states):
-            check_tensors(tensors)
-        columns = ("epoch", "step", "loss", "seconds")
-        rows = [[*(row[name] for name in columns), row.get("held_out_loss") or 0] for row in history]
-        rows = np.array(rows).reshape(-1, 5)
-        fitting = [
-            data.modality == modality_of(config["dataset"]),
-            samples.shape[1:] == data.shape,
-            np.isfinite(rows).all() and (rows[:, 0] == np.arange(1, 1 + len(rows))).all(),
-            type(state.get("step", 0)) is type(best["epoch"]) is int and type(history) is list,
-            type(best["held_out_loss"]) is float and best["held_out_loss"] > 0,
-        ]
-        if not all(fitting):
-            raise ValueError("its parts do not fit together")
+        return whole_checkpoint(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def whole_checkpoint(state: dict) -> dict:
+    """`state`, if its parts fit together, and its teacher's, without settings that are off. Raises any error if not."""
+    config = state["config"]
+    state["config"] = checked(config) | {"given": checked(config.get("given", {}))}
+    data = restore(state["data"])
+    best = state.get("best") or {"average": {}, "epoch": 1, "held_out_loss": 1.0}
+    samples, history = state.get("samples", torch.zeros(1, *data.shape)), state.get("history", [])
+    states = [part for name in OPTIMIZER_STATE for part in state.get(name, {"state": {}})["state"].values()]
+    states += [state["average"], state.get("model", {}), state.get("fake", {}), best["average"], {"samples": samples}]
+    for tensors in states:
+        check_tensors(tensors)
+    columns = ("epoch", "step", "loss", "seconds")
+    rows = [[*(row[name] for name in columns), row.get("held_out_loss") or 0] for row in history]
+    rows = np.array(rows).reshape(-1, 5)
+    fitting = [
+        data.modality == modality_of(config["dataset"]),
+        samples.shape[1:] == data.shape,
+        np.isfinite(rows).all() and (rows[:, 0] == np.arange(1, 1 + len(rows))).all(),
+        type(state.get("step", 0)) is type(best["epoch"]) is int and type(history) is list,
+        type(best["held_out_loss"]) is float and best["held_out_loss"] > 0,
+    ]
+    if not all(fitting):
+        raise ValueError("its parts do not fit together")
+    if "teacher" in state:
+        whole_checkpoint(state["teacher"])
     return state
 
 
@@ -720,15 +878,36 @@ def write_samples(model: Model, folder: Path, bound_calls: int) -> tuple[dict, l
         compared, x_0 = data.comparable(x_0, config.label)
         metrics = compared.score(x_0, model.scheduler.device, thorough=bound_calls > BOUND_CALLS)
         compared.save_nearest(x_0, folder)
+    if bound_calls and not config.distill:  # which knows few times alone
         if data.bin_width:
             metrics |= evaluation.bits_per_dim(model, bound_calls)
         metrics |= evaluation.write_noise_levels(model, folder, bound_calls)
     return metrics, pictures
 
 
+def compare(run: Distillation, folder: Path) -> dict:
+    """Draw from teacher and student out of the same noise, side by side; returns calls and seconds of both, scores."""
+    data, told, pictures = run.model.data, [], []
+    shown = {flag: vars(run.model.config)[flag] for flag in ("seed", "label", "num_samples", "precision")}
+    for model in (run.teacher, run.chosen()):
+        config, start = argparse.Namespace(**vars(model.config) | shown), time.monotonic()
+        x_0, _ = sample(dataclasses.replace(model, data=data, config=config), config.num_samples)
+        told.append({"network_calls": config.sampling_steps, "seconds": time.monotonic() - start})
+        if process()[0] == 0:
+            pictures.append(data.render(x_0[: data.animated * data.histories]))
+            scores = data.score(x_0)
+            told[-1] |= {name: value for name, value in scores.items() if type(value) in (int, float)}
+    if pictures:
+        write_picture(folder / "teacher_and_student.png", np.concatenate(pictures, 1))
+    return told[1] | {"teacher": told[0]}
+
+
 def experiment_folder(flags: dict) -> Path:
     """The folder of the results, right below `EXPERIMENTS`. Raises UsageError."""
     usual = re.sub("[:/]", "_", f"{flags.get('dataset', DEFAULTS['dataset'])}_base")
+    if "distill" in flags:
+        path = Path(flags["distill"])
+        usual = f"{path.absolute().parent.name if path.stem == 'checkpoint' else path.stem}_distilled"
     name = flags.get("experiment_name") or usual
     if Path(name).name != name or name == ".." or len(name.encode(errors="replace")) > 200 or not name.isprintable():
         raise UsageError(f"--experiment_name {name}: must be a plain name, for a folder in {EXPERIMENTS}/")
@@ -751,16 +930,38 @@ def begin(given: dict, folder: Path, device: torch.device) -> Run:
         saved = load_checkpoint(folder / "checkpoint.pt")
     elif process()[0] == 0 and "overwrite" not in given and {path.name for path in folder.iterdir()} - UNTRAINED:
         raise UsageError(f"{folder} exists: choose --resume, --overwrite (replaces it) or another --experiment_name")
-    config = resolve(given, saved.get("config"))
+    teacher = teacher_of(given, saved, device)
+    if teacher and not saved:
+        config = resolve({flag: given[flag] for flag in given if flag != "guidance"}, vars(teacher.config))
+        config.given = {flag: given[flag] for flag in given if flag not in ACTIONS}
+    else:
+        config = resolve(given, saved.get("config"))
     data = read_data(config)
+    source = teacher.data.facts if teacher else restore(saved["data"]).facts if saved else data.facts
+    if not data.facts.equal(source):
+        raise UsageError(f"--data_dir {config.data_dir}: not the data that {folder} was trained on; give that")
     if not saved or "steps" in given:
         settle(config, given, data)
-    if saved and not data.facts.equal(restore(saved["data"]).facts):
-        raise UsageError(f"--data_dir {config.data_dir}: not the data that {folder} was trained on; give that")
-    run = Run(new_model(config, data, device, saved))
+    model = new_model(config, data, device, saved)
+    run = Distillation(model, teacher) if teacher else Run(model)
     if saved:
         run.load_state_dict(saved)
     return run
+
+
+def teacher_of(given: dict, saved: dict, device: torch.device) -> Model | None:
+    """The model to distill, which the checkpoint of a distillation holds too; None in other runs. Raises UsageError."""
+    if saved:
+        if "distill" in given and "teacher" not in saved:
+            raise UsageError(f"--distill {given['distill']}: no distillation was begun here; leave --resume out")
+        return trained(saved["teacher"], device) if "teacher" in saved else None
+    if "distill" not in given:
+        return None
+    state = load_checkpoint(find_checkpoint(given["distill"]))
+    if state["config"].get("distill"):
+        raise UsageError(f"--distill {given['distill']}: is distilled already; name the model that it came from")
+    usual = distillation.GUIDANCE if state["data"].get("classes") else 1.0
+    return trained(state, device, guidance=given.get("guidance", usual))
 
 
 def look_at_data(given: dict, device: torch.device) -> tuple[Path, dict]:
@@ -790,9 +991,12 @@ def train_or_resume(given: dict, device: torch.device) -> tuple[Path, dict]:
                 write_picture(folder / "data.png", data.overview())
             train(run, folder)
             metrics, film = write_samples(run.chosen(), folder, BOUND_CALLS)
+            if config.distill:
+                metrics |= compare(run, folder)
             if first:
                 epoch, _ = chosen_weights(run.state_dict(), config.keep)
-                told = [evaluation.verdict_on_curve(run.history, folder, epoch)]
+                told = [distillation.verdict(metrics)] if config.distill else []
+                told += [evaluation.verdict_on_curve(run.history, folder, epoch)]
                 told += evaluation.verdict_on_samples(metrics)
                 minutes = sum(row["seconds"] for row in run.history) / 60
                 metrics = {"verdict": " ".join(told), "epoch": epoch, "training_minutes": minutes} | metrics
@@ -809,7 +1013,11 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", load_data: 
 
     `flags` are those of the command line. Without `load_data` the model's data set has no items to be scored against.
     """
-    saved = load_checkpoint(find_checkpoint(path))
+    return trained(load_checkpoint(find_checkpoint(path)), device, load_data, **flags)
+
+
+def trained(saved: dict, device, load_data: bool = False, **flags) -> Model:
+    """The model in the checkpoint `saved`; see `load_model`."""
     config = resolve(flags, saved["config"])
     model = new_model(config, read_data(config) if load_data else restore(saved["data"]), device, saved)
     model.denoiser.load_state_dict(chosen_weights(saved, config.keep)[1])

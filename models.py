@@ -42,14 +42,25 @@ class Denoiser(nn.Module):
         """What is left of x_0 to be learned by denoising."""
         return x_0
 
+    @property
+    def called(self) -> nn.Module:
+        """The network that a reverse process calls, which alone a distillation changes."""
+        return self
+
+    def called_with(self, cond):
+        """What `called` is conditioned on."""
+        return cond
+
     def guided(self, x_t: Tensor, t: Tensor, cond, guidance: float) -> Tensor:
         """The prediction with classifier-free guidance: uncond + guidance * (cond - uncond).
 
-        Ho & Salimans (2022), eq. 6, with guidance = 1 + w: 1 leaves the prediction as it is. One t for all samples.
+        Ho & Salimans (2022), eq. 6, with guidance = 1 + w: 1 leaves the prediction as it is. One t for all samples, or
+        for each.
         """
         if guidance == 1:
             return self(x_t, t, cond)
         no_class = torch.full_like(cond, self.num_classes)
+        t = t if len(t) == 1 else torch.cat([t, t])
         with_class, without_class = self(torch.cat([x_t, x_t]), t, torch.cat([cond, no_class])).chunk(2)
         return without_class + guidance * (with_class - without_class)
 
@@ -171,6 +182,14 @@ class UNet(Denoiser):
                 h = block(h, e)
         h = F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch_size)
         return h[..., : x_t.shape[2], : x_t.shape[3]] if any(self.padding) else h
+
+    def features(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """What it sees in x_t, of no class: means over the pixels of the lowest resolution, (batch, channels)."""
+        found = []
+        hook = self.attention[-1].register_forward_hook(lambda layer, inputs, h: found.append(h.mean((2, 3))))
+        self(x_t, t)
+        hook.remove()
+        return found[0]
 
 
 def default_multipliers(height: int, width: int, patch_size: int) -> list[int]:
@@ -298,6 +317,13 @@ class RNN(Denoiser):
         return lagged(lag) - lagged(lag + self.difference) if self.difference else lagged(lag)
 
     def forward(self, x_t: Tensor, t: Tensor, cond) -> Tensor:
+        return self.denoiser(x_t, t, self.called_with(cond))
+
+    @property
+    def called(self) -> nn.Module:
+        return self.denoiser
+
+    def called_with(self, cond) -> Tensor:
         length = cond.features.shape[1]
         first = cond.values.shape[1] - length
 
@@ -305,7 +331,7 @@ class RNN(Denoiser):
             return cond.values[:, first - lag : first - lag + length]
 
         hidden, _ = self.encoder(self.inputs(lagged, cond.location, cond.scale, self.features(cond)))
-        return self.denoiser(x_t, t, self.project(self.dropout(hidden[:, -x_t.shape[1] :])))
+        return self.project(self.dropout(hidden[:, -self.shape[0] :]))
 
     def sample(self, reverse, cond) -> Tensor:
         """Paths (batch, prediction_length, dimensions), step by step: each is sampled, then read (Rasul et al. 2021).
