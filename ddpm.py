@@ -195,7 +195,17 @@ from tiny_diffusion.checkpoints import MODELS, find_checkpoint, kept_epochs, sav
 from tiny_diffusion.data import Data, check_tensors, write_picture
 from tiny_diffusion.files import LOCK, clear, owned, write_json
 from tiny_diffusion.length import batch_size_of, chosen_weights, only_rises, settle
-from tiny_diffusion.machine import check_memory, choose_device, explained, noise_of, process, progress_bar, seed_from
+from tiny_diffusion.machine import (
+    check_memory,
+    choose_device,
+    explained,
+    mean_over_processes,
+    noise_of,
+    of_the_first,
+    process,
+    progress_bar,
+    seed_from,
+)
 from tiny_diffusion.report import GIF_FRAMES, write_gif, write_report, write_training
 
 EXPERIMENTS = Path("exps")
@@ -517,7 +527,8 @@ class Run:
         if config.compile:
             denoiser.compile()
             average.compile()
-        self.network = torch.nn.parallel.DistributedDataParallel(denoiser) if process()[1] > 1 else denoiser
+        shared = process()[1] > 1 and not config.distill
+        self.network = torch.nn.parallel.DistributedDataParallel(denoiser) if shared else denoiser
 
     def start(self) -> None:
         """Set, before the first step, what follows from the data in closed form."""
@@ -655,6 +666,9 @@ class Distillation(Run):
         self.fake = copy.deepcopy(teacher.denoiser.called).requires_grad_()
         rates = {model.denoiser.called: rate, self.fake: distillation.FAKE_RATE * rate}
         self.optimizers = [distillation.optimizer(network, rate) for network, rate in rates.items()]
+        if process()[1] > 1:
+            for weight in itertools.chain.from_iterable(network.parameters() for network in rates):
+                weight.register_post_accumulate_grad_hook(mean_over_processes)
 
     def start(self):
         pass  # from the teacher's weights
@@ -670,7 +684,8 @@ class Distillation(Run):
         return distill_step(self, batch)
 
     def held_out_loss(self, epoch, items):
-        return distillation.score(self.average, self.teacher, generate)
+        score = distillation.score(self.average, self.teacher, generate)
+        return score and of_the_first(score, self.model.scheduler.device)
 
     def state_dict(self):
         teacher = self.teacher

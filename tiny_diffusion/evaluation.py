@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from tiny_diffusion.length import RISE, checks, only_rises
-from tiny_diffusion.machine import process, progress_bar
+from tiny_diffusion.machine import of_the_first, process, progress_bar
 from tiny_diffusion.messages import command_line
 from tiny_diffusion.report import write_losses
 
@@ -60,12 +59,8 @@ def held_out_loss(model, epoch: int, items: int) -> float | None:
     batches = model.data.validation(model.config.eval_batch_size, number, model.scheduler.device)
     if batches is None or (epoch % every and epoch != model.config.epochs):
         return None
-    loss = torch.empty(1, device=model.scheduler.device)
-    if process()[0] == 0:
-        loss.fill_(losses(model, batches, number)[1].mean())
-    if process()[1] > 1:
-        dist.broadcast(loss, 0)  # all stop at the same epoch
-    return loss.item()
+    loss = losses(model, batches, number)[1].mean() if process()[0] == 0 else 0
+    return of_the_first(loss, model.scheduler.device)
 
 
 def write_noise_levels(model, folder: Path, number: int) -> dict:

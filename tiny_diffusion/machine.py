@@ -20,6 +20,20 @@ def process() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def of_the_first(value: float, device) -> float:
+    """The first process's value, as float32, so that all decide alike."""
+    shared = torch.tensor([value], dtype=torch.float32, device=device)
+    if process()[1] > 1:
+        dist.broadcast(shared, 0)
+    return shared.item()
+
+
+def mean_over_processes(weight: torch.Tensor) -> None:
+    """Make the gradient of a weight the mean of all processes'."""
+    dist.all_reduce(weight.grad)
+    weight.grad /= dist.get_world_size()
+
+
 def progress_bar(title: str, total: int, unit: str, initial: int = 0) -> tqdm:
     """A bar on the first process's terminal; nothing where the output is not a terminal."""
     quiet = None if process()[0] == 0 else True
