@@ -146,13 +146,13 @@ DEFAULTS = {flag: row["default"] for flag, row in ROWS.items()}
 FIXED = {flag for group in ("data", "diffusion", "denoiser") for flag in FLAGS[group]} - {"data_dir"}  # by training
 DRAWN = {"sampler", "eta", "sampling_steps", "sampling_power", "guidance", "distill"}  # fixed by a distillation too
 DISTILLED = {  # what a distillation has instead of the defaults
-    "points": {"steps": 2000, "train_batch_size": 1024, "sampling_steps": 4},
+    "points": {"steps": 4000, "train_batch_size": 1024, "sampling_steps": 4},
     "images": {"steps": 1200, "train_batch_size": 64, "sampling_steps": 1},
     "audio": {"steps": 1200, "train_batch_size": 32, "sampling_steps": 1},
     "series": {"steps": 1000, "train_batch_size": 64, "sampling_steps": 1},
 }
 for row in DISTILLED.values():
-    row |= {"epochs": 1, "learning_rate": 1e-3, "time_power": 1.0, "ema_decay": 0.99}
+    row |= {"epochs": 1, "learning_rate": 1e-3, "ema_decay": 0.99}
     row |= {"sampler": "ddim", "eta": 0.0, "guidance": 1.0}
 
 
@@ -686,6 +686,11 @@ class Distillation(Run):
     def held_out_loss(self, epoch, items):
         score = distillation.score(self.average, self.teacher, generate)
         return score and of_the_first(score, self.model.scheduler.device)
+
+    def finished(self):
+        losses = [row["held_out_loss"] or 0 for row in self.history]
+        epochs, since = self.model.config.epochs, len(losses) - 1 - int(np.argmin(losses or [0]))
+        return len(losses) >= epochs or since >= max(distillation.PATIENCE, epochs // 3)
 
     def state_dict(self):
         teacher = self.teacher

@@ -19,8 +19,9 @@ STEPS = 50  # of the student in an epoch
 FAKE_STEPS = 2  # of mu_fake to one of the student (DMD2, sec. 4.2, takes 5)
 FAKE_RATE = 5 / 3  # learning rate of mu_fake over the student's
 WARMUP = 20  # steps until the learning rates are reached
+PATIENCE = 8  # epochs, or a third of all, without a better score after which a distillation ends
 GUIDANCE = 1.15  # of mu_real, where there are classes
-FEW = 8  # values of a sample below which the whole batch has one weight
+FEW = 8  # values of a sample below which their mean may be as good as zero
 COMPARED = {"points": 4000, "images": 1000, "audio": 500, "series": 256}  # items that samples are scored against
 FEATURES_AT = 0.2  # of the chain: the noise at which the teacher looks at images and sounds
 PATHS = 16  # drawn for each step of a window, to score them
@@ -31,16 +32,18 @@ def matching_loss(x: Tensor, cond, teacher, fake, scheduler, guidance: float, t:
 
     That is the gradient of KL(student || teacher) at noise level t (DMD, eq. 7), as the score of x_t is
     (signal mu - x_t) / sigma^2, with the weight of eq. 8, by which every sample pulls as hard: the mean over the sample
-    of |mu_real - x|. mu_real has classifier-free guidance. t is as in training, one for each of x's leading axes.
+    of |mu_real - x|, or sigma if that are FEW values. mu_real has classifier-free guidance. t is as in training, one
+    for each of x's leading axes.
     """
     with torch.no_grad():
         x_t = scheduler.add_noise(x, noise, t)
         mu_real = scheduler.predict_x_0(teacher.guided(x_t, t, cond, guidance).float(), x_t, t)
         mu_fake = scheduler.predict_x_0(fake(x_t, t, cond).float(), x_t, t)
         values = tuple(range(t.ndim, x.ndim))
-        few = math.prod(x.shape[t.ndim :]) < FEW  # the mean over a sample may be as good as zero
-        size = (mu_real - x).abs().mean(None if few else values, keepdim=True)
-        gradient = (mu_fake - mu_real) / size.clamp(min=1e-6)
+        size = (mu_real - x).abs().mean(values, keepdim=True).clamp(min=1e-6)
+        if math.prod(x.shape[t.ndim :]) < FEW:
+            _, size = scheduler.signal_and_noise(x, t)  # the size of the error where all is normal
+        gradient = (mu_fake - mu_real) / size
     return (gradient * x).mean()
 
 
