@@ -55,7 +55,9 @@ class Facts(BaseModel):
     def equal(self, other: Facts) -> bool:
         """Whether the data set is the same; missing values are equal."""
         pairs = zip(self, other)
-        return all(np.array_equal(one, two, equal_nan=isinstance(one, Tensor)) for (_, one), (_, two) in pairs)
+        return type(self) is type(other) and all(
+            np.array_equal(one, two, equal_nan=isinstance(one, Tensor)) for (_, one), (_, two) in pairs
+        )
 
 
 class Data:

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import shlex
+from pathlib import Path
 
 
 class UsageError(ValueError):
@@ -23,10 +24,20 @@ def reading(message: str):
         raise UsageError(message.replace("{error}", f"{type(error).__name__}: {error}")) from error
 
 
+@contextlib.contextmanager
 def downloading(name: str, data_dir, remedy: str):
-    """Turn any error of a download into a UsageError that names the `remedy`."""
-    state = "is not there, or not whole, and could not be downloaded ({error})"
-    return reading(f"--data_dir {data_dir}: {name} {state}; connect to the internet, or {remedy}")
+    """Turn any error of a download into a UsageError that names the `remedy`; empty folders it has made go again."""
+    state, root = "is not there, or not whole, and could not be downloaded ({error})", Path(data_dir)
+    folders = lambda: {folder for folder in (*root.parents, *root.glob("**")) if folder.is_dir()}  # noqa: E731
+    before = folders()
+    try:
+        with reading(f"--data_dir {data_dir}: {name} {state}; connect to the internet, or {remedy}"):
+            yield
+    except UsageError:
+        for folder in sorted(folders() - before, reverse=True):
+            with contextlib.suppress(OSError):  # one that is not empty stays
+                folder.rmdir()
+        raise
 
 
 def format_value(value) -> str:

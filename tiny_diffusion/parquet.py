@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from filelock import FileLock
 
+from tiny_diffusion.files import owned
 from tiny_diffusion.folders import several, split_of
 from tiny_diffusion.messages import UsageError, downloading, many
 
@@ -221,10 +221,9 @@ def recognised(name: str, data_dir: Path) -> str:
 
 def downloaded(name: str, data_dir: Path) -> Path:
     """`download`, by one process at a time; any error of the Hub's becomes a UsageError."""
-    home = data_dir / "hub"
-    home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / ".lock"), downloading(f"hf:{name}", data_dir, "give another OWNER/NAME[:CONFIG]"):
-        return download(name, data_dir)
+    with downloading(f"hf:{name}", data_dir, "give another OWNER/NAME[:CONFIG]"):
+        with owned(data_dir / "hub", wait=True):
+            return download(name, data_dir)
 
 
 def download(name: str, data_dir: Path) -> Path:

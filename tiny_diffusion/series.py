@@ -128,6 +128,7 @@ class Series(Data):
     def check(self):
         """Raise ValueError unless all sizes fit together, and what is known are numbers."""
         facts, (length, dimensions) = self.facts, self.shape
+        check_years(self.windows.starts, self.past_length, length - 1)
         "".join((facts.freq, *facts.names, *facts.forecast_starts, *facts.covariates)).encode()  # no half characters
         groups, known = len(facts.forecast_starts), self.past_length + length
         fitting = [
@@ -376,6 +377,7 @@ def from_groups(name: str, groups: list[Group], names, covariates, categories, l
     past_length = max(lags) + difference + context_length
     train, validated = training_rows(learned, difference, past_length, context_length, length)
     scored = [group for group in groups if group.begins]
+    check_years([time for g in groups for time in (g.start, g.start + len(g.values))], past_length, length - 1)
     if not len(train):
         few = f"too few for a forecast and a context of {context_length}, after --difference {difference}"
         remedy = f"{name} has {longest} steps to learn from, {few}; make them smaller"
@@ -400,6 +402,16 @@ def check_frequency(freq: str) -> None:
         calendar_features(freq)
     except ValueError as error:
         raise UsageError(f"--freq {freq}: no such time between rows; choose one of h, 30min, D, B, W, M") from error
+
+
+def check_years(starts: list[pd.Period], before: int, after: int) -> None:
+    """Raise UsageError where `before` steps ahead of `starts`, or `after` steps on, the years are not 1 to 9999."""
+    ordered = sorted(starts, key=lambda start: start.ordinal)
+    for period in (ordered[0] - before, ordered[-1] + after):
+        if not 1 <= period.year <= 9999:
+            raise UsageError(
+                f"--data_dir: what is read and forecast reaches {period}; years are 1 to 9999, correct them"
+            )
 
 
 def default_difference(season: int, steps: int) -> int:
