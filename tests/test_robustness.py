@@ -315,11 +315,8 @@ def test_a_refused_command_leaves_no_empty_folders(train_command, tmp_path, monk
 def test_kept_epochs_of_another_experiment_are_left_out_of_the_film(experiment, ddpm_command, tmp_path):
     other = torch.load(experiment / "checkpoints" / "epoch_0002.pt", weights_only=True)
     for epoch, changed in ((1, THREE_D), (4, {"mean": [0.0, 1.0]})):
-        samples = torch.zeros(5, *changed.get("shape", [2]))
-        torch.save(
-            other | {"data": other["data"] | changed, "samples": samples},
-            experiment / f"checkpoints/epoch_000{epoch}.pt",
-        )
+        changed = {"data": other["data"] | changed, "samples": torch.zeros(5, *changed.get("shape", [2]))}
+        torch.save(other | changed, experiment / f"checkpoints/epoch_000{epoch}.pt")
     done = ddpm_command("--resume", *NAME, "--epochs", 3, "--num_samples", 20)
     assert done.returncode == 0
     assert all(f"epoch_000{epoch}.pt: of another experiment" in done.stdout for epoch in (1, 4))

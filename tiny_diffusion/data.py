@@ -54,9 +54,9 @@ class Facts(BaseModel):
 
     def equal(self, other: Facts) -> bool:
         """Whether the data set is the same; missing values are equal."""
-        pairs = zip(self, other)
+        pairs = ((a, b) for (_, a), (_, b) in zip(self, other))
         return type(self) is type(other) and all(
-            np.array_equal(one, two, equal_nan=isinstance(one, Tensor)) for (_, one), (_, two) in pairs
+            np.array_equal(a, b, equal_nan=isinstance(a, Tensor)) for a, b in pairs
         )
 
 

@@ -221,9 +221,9 @@ def recognised(name: str, data_dir: Path) -> str:
 
 def downloaded(name: str, data_dir: Path) -> Path:
     """`download`, by one process at a time; any error of the Hub's becomes a UsageError."""
-    with downloading(f"hf:{name}", data_dir, "give another OWNER/NAME[:CONFIG]"):
-        with owned(data_dir / "hub", wait=True):
-            return download(name, data_dir)
+    remedy = "give another OWNER/NAME[:CONFIG]"
+    with downloading(f"hf:{name}", data_dir, remedy), owned(data_dir / "hub", wait=True):
+        return download(name, data_dir)
 
 
 def download(name: str, data_dir: Path) -> Path:

@@ -409,9 +409,7 @@ def check_years(starts: list[pd.Period], before: int, after: int) -> None:
     ordered = sorted(starts, key=lambda start: start.ordinal)
     for period in (ordered[0] - before, ordered[-1] + after):
         if not 1 <= period.year <= 9999:
-            raise UsageError(
-                f"--data_dir: what is read and forecast reaches {period}; years are 1 to 9999, correct them"
-            )
+            raise UsageError(f"--data_dir: what is read and forecast reaches {period}; years are 1 to 9999, mend them")
 
 
 def default_difference(season: int, steps: int) -> int:

@@ -148,10 +148,8 @@ def time_column(
     for place, name in enumerate(frame):
         cells = some(frame[name])
         plain = sum(bool(re.fullmatch(NUMBER, cell)) for cell in cells) > 0.5 * len(cells)
-        named = bool(TIME_NAME.search(name))
-        able = (
-            name != counter and not ID_NAME.fullmatch(name) and (named or place == (counter is not None) or not plain)
-        )
+        named, is_id = bool(TIME_NAME.search(name)), bool(ID_NAME.fullmatch(name))
+        able = not is_id and name != counter and (named or place == (counter is not None) or not plain)
         if written_as(cells, date_format) if date_format else able and looks_like_times(cells, plain, 0.6):
             candidates.append((plain and not (named and place == 0), not named, -len(set(cells)), place, name))
     if date_format and not candidates and not timed:
