@@ -6,6 +6,9 @@ import shlex
 from pathlib import Path
 
 
+LONGEST = 300  # characters of what other libraries say
+
+
 class UsageError(ValueError):
     """An error the user can fix: the message names the argument and the remedy."""
 
@@ -21,7 +24,13 @@ def reading(message: str):
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(message.replace("{error}", f"{type(error).__name__}: {error}")) from error
+        raise UsageError(message.replace("{error}", shortened(error))) from error
+
+
+def shortened(error: Exception) -> str:
+    """What an error of another library says; some of them quote all that they have read."""
+    text = f"{type(error).__name__}: {error}"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 @contextlib.contextmanager

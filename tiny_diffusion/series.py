@@ -356,6 +356,7 @@ def from_series(name: str, series: list[list[Group]], names, covariates, categor
         return from_groups(name, groups, names, covariates, [[]], length, config)
     print(f"{len(series)} series, learned one by one")
     columns = [column for column in zip(*categories) if 1 < len(set(column)) < len(series)]
+    columns = [np.unique(column, return_inverse=True)[1].tolist() for column in columns]  # any numbers become 0, 1 ...
     categories = [list(row) for row in zip(range(len(series)), *columns)]
     return from_groups(name, [*itertools.chain(*series)], names, covariates, categories, length, config)
 
@@ -422,7 +423,7 @@ def training_facts(groups: list[Group], difference: int, covariates: list[str], 
     typical = [[None] * groups[0].values.shape[1] for _ in categories]
     for group in groups:
         typical[group.number] = typical_scale(group.values[: group.train_end], difference).tolist()
-    seen = np.concatenate([group.covariates[: group.train_end] for group in groups])
+    seen = np.concatenate([group.covariates[: group.train_end] for group in groups]).astype(float)
     moments = zip(np.nanmean(seen, 0).tolist(), np.fmax(np.nanstd(seen, 0), 1e-6).tolist())
     return {"typical_scales": typical, "covariates": dict(zip(covariates, moments))}
 
