@@ -5,7 +5,6 @@ import re
 import shlex
 from pathlib import Path
 
-
 LONGEST = 300  # characters of what other libraries say
 
 

@@ -66,7 +66,7 @@ def read_tables(
         frame = frame_of(path, decimal, notes).dropna(how="all")
         tables = tables_of(frame, freq, date_format, list(covariates), decimal, notes)
     except UsageError as error:
-        message = " ".join(str(error).split())
+        message = re.sub(r"(\S{60})\S{30,}", r"\1...", " ".join(str(error).split()))
         raise UsageError(message if message.startswith("--") else f"--data_dir {path}: {message}") from error
     print(f"{path}: {'; '.join(notes)}")
     return tables, frame.attrs.get("horizon")

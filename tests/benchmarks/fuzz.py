@@ -8,7 +8,6 @@ Every case follows from its kind and number. What escapes is printed with them; 
 import argparse
 import contextlib
 import copy
-import gzip
 import io
 import json
 import math
@@ -38,20 +37,20 @@ from tiny_diffusion.messages import UsageError
 IMAGES = ["png", "jpg", "gif", "bmp", "webp", "tiff", "ppm", "tga", "ico", "jp2", "pcx", "sgi", "dds", "avif"]
 SOUNDS = ["wav", "flac", "ogg", "mp3", "aiff"]
 STRANGE = [None, math.nan, math.inf, -1, 0, 1.5, 2**70, True, "", "../up", "dino", "\udcff", [], {}, [1], torch.ones(2)]
-CELLS = [
-    *STRANGE,
-    10**12,
-    -(10**400),
-    1e300,
+CELLS = [*STRANGE, 10**12, -(10**400), 1e300, "1e400", "1,5", "0x1f", "１２", "∞", "1;2", '"', "\0", "a\nb", "=A1", "-"]
+CELLS += [
     "1066-01-01",
     "2262-04-12",
     "9999-12-31",
     "0000-00-00",
     "31/12/1999",
     "NaT",
-    "-",
+    "ns",
+    "Y",
+    "time",
+    "y",
+    "x" * 999,
 ]
-CELLS += ["1e400", "1,5", "0x1f", "１２", "∞", "1;2", '"', "\0", "a\nb", "=A1", "ns", "Y", "time", "y", "id", "x" * 999]
 SERIES = {"dataset": "series", "prediction_length": 4, "hidden_size": 8}
 PICTURES = {"dataset": "folder", "image_size": 8, "hidden_size": 8}
 CHECKPOINTS = {  # flags of the runs whose checkpoints are damaged
@@ -101,21 +100,17 @@ def rows_of(freq: str, ids: list) -> list[list]:
     return [["item_id", "ds", "y", "price"], *([i, t, *pair] for i in ids for t, pair in zip(times, values))]
 
 
-TABLES = {("h", ()): None, ("D", ()): None, ("MS", (1001, 1002)): None, ("W", ("A", "B")): None}
-
-
 def tables(suffix: str) -> list[Whole]:
     """Tables of series, wide and long."""
-    return [Whole(suffix, rows_of(freq, [*ids]), SERIES) for freq, ids in TABLES]
+    made = [("h", []), ("D", []), ("MS", [1001, 1002]), ("W", ["A", "B"])]
+    return [Whole(suffix, rows_of(freq, ids), SERIES) for freq, ids in made]
 
 
 def gluonts() -> list[Whole]:
     """A folder in GluonTS's layout."""
     values = np.random.default_rng(0).normal(size=(3, 48)).round(3).tolist()
-    entries = [{"target": series, "start": "2024-01-01 00:00", "item_id": f"s{i}"} for i, series in enumerate(values)]
-    entries = [
-        entry | {"feat_static_cat": [i % 2], "feat_dynamic_real": [values[0]]} for i, entry in enumerate(entries)
-    ]
+    more = {"start": "2024-01-01 00:00", "feat_dynamic_real": [values[0]]}
+    entries = [{"target": part, "item_id": f"s{i}", "feat_static_cat": [i % 2]} | more for i, part in enumerate(values)]
     cut = [entry | {"target": entry["target"][:-4]} for entry in entries]
     files = {"metadata.json": {"freq": "h", "prediction_length": 4}, "train/data.json": cut, "test/data.json": entries}
     return [Whole("", files, SERIES | {"prediction_length": None}), Whole("", files, SERIES)]
@@ -185,8 +180,11 @@ def prepare() -> dict[str, list[Whole]]:
 
 
 def written(suffix: str, content) -> bytes:
-    """The file that holds `content`; a file for each of a folder's. Raises what its library does not write."""
+    """The file that holds `content`, without a suffix JSON. Raises what its library does where it cannot be written."""
     buffer = io.BytesIO()
+    if not suffix:
+        lines = content if isinstance(content, list) else [content]
+        return "\n".join(json.dumps(line, default=str) for line in lines).encode("utf-8", "surrogatepass")
     if suffix in ("csv", "tsf"):
         lines = [",".join("" if cell is None else str(cell) for cell in np.atleast_1d(row)) for row in content]
         return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
@@ -234,17 +232,9 @@ def altered(state, generator, odd: list):
     if isinstance(value, torch.Tensor):
         changes += [value[..., None], value.double(), value.flatten()[:1].expand(2**40), value / 0, value.to_sparse()]
     elif isinstance(value, np.ndarray):
-        changes += [
-            value[..., None],
-            value.T,
-            value[:0],
-            value[:1],
-            value.ravel(),
-            value.flat[0],
-            1e300 * value,
-            value / 0,
-        ]
+        changes += [value[..., None], value.T, value[:0], value[:1], value.ravel(), value.flat[0], value / 0]
         changes += [value.astype(kind) for kind in ("?", "i1", ">i2", "u8", "f2", "c8", "O", "U3", "S3", "M8[s]")]
+        changes += [1e300 * value]
     elif isinstance(value, (int, float)):
         changes += [value * 1000, -value, str(value)]
     fate = generator.random()
@@ -260,15 +250,16 @@ def altered(state, generator, odd: list):
 def shaken(rows: list[list], generator, odd: list) -> list[list]:
     """A table with a column gone, renamed, moved or of one odd value, or with rows gone, doubled or out of order."""
     rows, value = [list(row) for row in rows], odd[generator.integers(len(odd))]
-    i, j = generator.integers(min(map(len, rows)), size=2)
+    i, j = generator.integers(len(rows[0]), size=2)
     first, last = sorted(generator.integers(0, len(rows) + 1, 2))
-    change, part = generator.integers(7), rows[first:last]
-    if change < 4:
-        for row in rows if change in (0, 1) else rows[:1] if change == 2 else part:
-            row[i], row[j] = (row[j], row[i]) if change == 1 else (value, row[j] if i != j else value)
-            if change == 0:
-                del row[i]
-    else:
+    part, change = rows[first:last], generator.integers(7)
+    for row in rows[:1] if change == 0 else part if change == 1 else []:
+        row[-1] = value
+    for row in rows if change in (2, 3) and len({*map(len, rows)}) == 1 else []:
+        row[i], row[j] = row[j], row[i]
+        if change == 3:
+            row.pop()
+    if change > 3:
         rows[first:last] = [[], part * 2, part[::-1]][change - 4]
     return rows
 
@@ -283,29 +274,19 @@ def write_case(kind: str, number: int, kinds: dict, folder: Path) -> dict:
         shake = isinstance(content, list) and generator.random() < 0.3
         odd = STRANGE if kind == "checkpoint" else CELLS
         content = (shaken if shake else altered)(content, generator, odd)
-    parts = {path: content}
-    if kind == "gluonts":
-        parts = {path / name: part for name, part in content.items()}
-        hit = list(parts)[generator.integers(len(parts))] if parts else None
+    parts = {path / name: part for name, part in content.items()} if kind == "gluonts" else {path: content}
+    hit = [*parts][generator.integers(len(parts))] if parts else None
     for target, part in parts.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            data = (
-                part if isinstance(part, bytes) else as_json(part) if kind == "gluonts" else written(whole.suffix, part)
-            )
+            data = part if isinstance(part, bytes) else written(whole.suffix, part)
         except Exception:  # what a library does not write cannot come to be
             data, alter = written(whole.suffix, whole.content), False
-        target.write_bytes(data if alter or (kind == "gluonts" and target != hit) else damaged(data, generator))
+        target.write_bytes(data if alter or target != hit else damaged(data, generator))
     if kind in ("image", "sound"):  # beside two that are whole
         for i, (suffix, data, _) in enumerate(kinds[kind][:2]):
             (folder / f"whole_{i}.{suffix}").write_bytes(data)
     return whole.flags | {"data_dir": str(folder if kind in ("image", "sound") else path)}
-
-
-def as_json(content) -> bytes:
-    """JSON, a line for each of several entries."""
-    lines = content if isinstance(content, list) else [content]
-    return "\n".join(json.dumps(line, default=str) for line in lines).encode("utf-8", "surrogatepass")
 
 
 def use_checkpoint(path: str) -> None:
