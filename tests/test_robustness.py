@@ -274,7 +274,12 @@ def test_a_setting_of_a_wrong_kind_in_a_checkpoint_is_refused_in_one_line(flag, 
 ONCE_ESCAPED = {"checkpoint": [1930, 4994]}
 
 
-@pytest.mark.parametrize("kind, cases", {"checkpoint": 40, "image": 150, "sound": 100, "csv": 40}.items())
+CASES = {"image": 100, "sound": 60, "csv": 40, "excel": 15, "feather": 15, "parquet": 40, "gluonts": 60, "tsf": 40}
+CASES |= {"array": 60, "mat": 5, "checkpoint": 40}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind, cases", CASES.items())
 def test_damaged_files_end_in_a_result_or_in_one_line(kind, cases, damaged_files, tmp_path):
     numbers = [*range(cases), *ONCE_ESCAPED.get(kind, [])]
     wrong = [fuzz.escaped(kind, number, damaged_files, tmp_path / f"{kind}_{number}") for number in numbers]

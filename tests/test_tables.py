@@ -266,6 +266,15 @@ def test_known_covariates_go_on_after_the_series_end(tmp_path):
             read(tmp_path / "my.csv", wide, covariates=names)
 
 
+def test_numbers_that_pandas_cannot_read_are_read_or_refused(tmp_path):
+    days = pd.date_range("2024-01-01", periods=4).strftime("%Y-%m-%d")
+    found, _ = read(tmp_path / "my.csv", "time;a\n" + rows(days, ["- 1", "１２", "1,5", "+3"], ";"))
+    assert found[0].values.tolist() == [-1, 12, 1.5, 3]
+    with pytest.raises(UsageError, match=r"^--data_dir .*: -1+\.\.\. in column a, row 3; must be a number") as error:
+        read(tmp_path / "my.csv", "time;a\n" + rows(days, ["0,5", "-" + "1" * 500, "2", "3"], ";"))
+    assert len(str(error.value)) < 400
+
+
 def test_ids_that_could_be_years_are_ids(tmp_path):
     days = pd.date_range("2024-01-01", periods=9).strftime("%Y-%m-%d")
     table = lambda times: "item_id,ds,y\n" + "".join(f"{i},{t},{i}\n" for i in (1001, 1002) for t in times)  # noqa: E731
