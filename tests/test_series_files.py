@@ -277,7 +277,7 @@ def test_what_a_gluonts_folder_has_and_is_not_used_is_said(gluonts_folder, capsy
 
 
 ODD = {  # in an entry: what is said of it, or None where it is read
-    "categories": ({"feat_static_cat": [-(10**12)]}, None),
+    "categories": ({"feat_static_cat": [-(10**8)]}, None),
     "covariates": ({"feat_dynamic_real": [[1e25] * HOURS]}, None),
     "large covariates": ({"feat_dynamic_real": [[1e300] * HOURS]}, "a value larger than"),
     "start": ({"start": None}, "a series has no time as its start"),
