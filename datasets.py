@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from tiny_diffusion.messages import UsageError
+from tiny_diffusion.messages import UsageError, shortened
 
 DATASETS = {  # name: (modality, the function that reads it, what that takes before the configuration)
     "circle": ("points", "points.circle"),
@@ -103,7 +103,12 @@ def load(config):
     for flag, takers in TAKERS.items() if modality == "images" else ():
         if getattr(config, flag, None) and config.dataset.partition(":")[0] not in takers:
             raise UsageError(f"--{flag}: only --dataset {takers[0]} takes it; leave it out")
-    data = find(reader)(*arguments, config)
+    try:
+        data = find(reader)(*arguments, config)
+    except (UsageError, OSError, MemoryError):
+        raise
+    except Exception as error:  # of any library, about any file
+        raise UsageError(f"--data_dir {config.data_dir}: cannot be read ({shortened(error)})") from error
     data.train = find("arrays.chosen")(data.train, config.limit, data.labels)
     return data
 

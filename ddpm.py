@@ -876,10 +876,10 @@ def kept_samples(folder: Path, data: Data):
     """Yield the samples of the kept checkpoints, in the order of their epochs; what is damaged is left out."""
     for path in kept_epochs(folder).values():
         try:
-            samples = load_checkpoint(path)["samples"]
-            if samples.shape[1:] != data.shape:
+            state = load_checkpoint(path)
+            if not data.facts.equal(restore(state["data"]).facts):
                 raise UsageError("of another experiment")
-            yield samples
+            yield state["samples"]
         except (UsageError, KeyError) as error:
             print(f"left out of training.gif: {path}: {error}")
 

@@ -49,12 +49,19 @@ def test_a_large_npy_with_a_limit_is_not_read_whole(tmp_path):
     file = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (300_000, 64, 64))  # 4.9 GB, all holes
     file[::100_000] = 1
     del file
+<<<<<<< HEAD
     tracemalloc.start()
     array = read_array(tmp_path / "x.npy")
     array = narrowed(taken(array, chosen(np.arange(300_000), 64, None)), "x")
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert array.items.shape == (64, 64, 64) and most < 30e6  # bytes
+=======
+    start = time.process_time()
+    array = read_array(tmp_path / "x.npy")
+    array = narrowed(taken(array, chosen(np.arange(300_000), 64, None)), "x")
+    assert array.items.shape == (64, 64, 64) and time.process_time() - start < 1
+>>>>>>> 865caaae36cb2c243dfb3cde7f5b494628e88157
 
 
 @pytest.mark.parametrize("shape", [(20, 3, 32, 32), (20, 1, 28, 28), (20, 4, 24, 40), (20, 13, 64, 64)])
@@ -275,6 +282,15 @@ def test_broken_odd_and_absent_files_are_one_line(tmp_path):
             read_array(tmp_path / name)
         assert "\n" not in str(error.value) and "allow_pickle" not in str(error.value), name
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_mat_that_makes_scipy_crash_is_one_line(tmp_path):
+    scipy.io.savemat(tmp_path / "x.mat", {"x": np.arange(6.0)})
+    content, tag = (tmp_path / "x.mat").read_bytes(), b"\x09\0\0\0\x30\0\0\0"  # of 48 bytes of float64
+    assert content.count(tag) == 1
+    (tmp_path / "x.mat").write_bytes(content.replace(tag, b"\x08" + tag[1:]))  # no type of MATLAB's
+    with pytest.raises(UsageError, match=r"--data_dir .*x\.mat: damaged"):
+        read_array(tmp_path / "x.mat")
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 3, 3, 3), (5,), (), (0, 8, 8), (5, 0, 8), (1, 8, 8), (64, 64, 3)])

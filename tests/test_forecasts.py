@@ -6,11 +6,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from helpers import HOURS, LENGTH, TINY, load, waves, write_csv, write_panel
 
 import ddpm
 from tiny_diffusion import forecasts
 from tiny_diffusion.frequencies import stamp
+from tiny_diffusion.messages import UsageError
 from tiny_diffusion.series import from_groups
 from tiny_diffusion.windows import Group
 
@@ -99,6 +101,25 @@ def test_a_checkpoint_is_a_gluonts_predictor(tmp_path, ddpm_command, dimensions)
     assert figures["mean_wQuantileLoss"] == pytest.approx(metrics["crps"], rel=1e-3)
     with pytest.raises(ValueError, match="dimensions"):
         list(predictor.predict([{"target": np.zeros((7, 100)), "start": pd.Period("2024-01-01", "h")}]))
+
+
+@pytest.mark.parametrize("first, unit", [("1500-01-01", "D"), ("1677-09-20T00", "h"), ("2255-01", "M"), ("9900", "Y")])
+def test_forecasts_of_any_century_are_drawn(tmp_path, first, unit):
+    moments = np.datetime64(first) + np.arange(90).astype(f"m8[{unit}]")
+    rows = [f"{str(moment).replace('T', ' ')},{value}\n" for moment, value in zip(moments, waves(90)[:, 0])]
+    (tmp_path / "my.csv").write_text("time,a\n" + "".join(rows))
+    data = load("series", tmp_path / "my.csv", prediction_length=4)
+    _, times = forecasts.panels(data, 1)[1][0, 0]
+    begin = data.items[0].begins[0]
+    assert np.array_equal(times, moments[begin : begin + 4])
+    assert data.overview().any() and data.render(torch.zeros(2 * data.histories, *data.shape)).any()
+
+
+def test_a_forecast_that_goes_on_after_the_year_9999_is_refused(tmp_path):
+    (tmp_path / "my.csv").write_text("time,a\n" + "".join(f"{9900 + i},{i}\n" for i in range(97)))
+    assert load("series", tmp_path / "my.csv", prediction_length=3).histories
+    with pytest.raises(UsageError, match="reaches 10000; years are 1 to 9999"):
+        load("series", tmp_path / "my.csv", prediction_length=4)
 
 
 def test_a_predictor_leaves_its_model_as_it_was(gluonts_folder):

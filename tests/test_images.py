@@ -170,8 +170,11 @@ def test_mnist_without_a_network_says_what_to_do(tmp_path, monkeypatch):
     from torchvision.datasets import MNIST
 
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
-    with pytest.raises(UsageError, match=r"(?s)--data_dir.*could not be downloaded.*MNIST"):
-        load("mnist", tmp_path)
+    (tmp_path / "mine" / "empty").mkdir(parents=True)
+    for data_dir in (tmp_path / "mine", tmp_path / "new" / "data"):
+        with pytest.raises(UsageError, match=r"(?s)--data_dir.*could not be downloaded.*MNIST"):
+            load("mnist", data_dir)
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "mine", tmp_path / "mine" / "empty"]
 
 
 @pytest.mark.parametrize("name", ["pets", "faces"])

@@ -128,6 +128,10 @@ def test_what_holds_nothing_of_the_kind_says_what_it_has(tmp_path):
     with pytest.raises(UsageError, match="no column of sounds among n; name"):
         read_parquet([path], "audio", tmp_path)
     (tmp_path / "c.parquet").write_bytes(b"PAR1 and no more")
+    whole = written(tmp_path / "b" / "y.parquet", {"image": [png(9)] * 9}).read_bytes()
+    (tmp_path / "b" / "y.parquet").write_bytes(whole[:10] + b"\xff" * 40 + whole[50:])
+    with pytest.raises(UsageError, match="not whole"):
+        list(contents(read_parquet([tmp_path / "b" / "y.parquet"], "image", tmp_path)))
     with pytest.raises(UsageError, match="not whole"):
         read_parquet([tmp_path / "c.parquet"], "image", tmp_path)
 

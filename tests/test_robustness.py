@@ -274,7 +274,12 @@ def test_a_setting_of_a_wrong_kind_in_a_checkpoint_is_refused_in_one_line(flag, 
 ONCE_ESCAPED = {"checkpoint": [1930, 4994]}
 
 
-@pytest.mark.parametrize("kind, cases", {"checkpoint": 40, "image": 150, "sound": 100, "csv": 40}.items())
+CASES = {"image": 100, "sound": 60, "csv": 40, "excel": 15, "feather": 15, "parquet": 40, "gluonts": 60, "tsf": 40}
+CASES |= {"array": 60, "mat": 5, "checkpoint": 40}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind, cases", CASES.items())
 def test_damaged_files_end_in_a_result_or_in_one_line(kind, cases, damaged_files, tmp_path):
     numbers = [*range(cases), *ONCE_ESCAPED.get(kind, [])]
     wrong = [fuzz.escaped(kind, number, damaged_files, tmp_path / f"{kind}_{number}") for number in numbers]
@@ -302,15 +307,24 @@ def test_a_checkpoint_that_is_a_loop_of_links_is_refused(action, train_command):
     refused(train_command(action, "loop.pt"), "loop.pt")
 
 
+def test_a_refused_command_leaves_no_empty_folders(train_command, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise UsageError("refused")
+
+    monkeypatch.setattr(ddpm, "write_samples", refuse)
+    for action in (["--sample", "dino"], ["--resume", *NAME], ["--dry_run", "--dataset", "array"]):
+        assert train_command(*action).returncode == 2
+    assert not any(tmp_path.iterdir())
+
+
 def test_kept_epochs_of_another_experiment_are_left_out_of_the_film(experiment, ddpm_command, tmp_path):
     other = torch.load(experiment / "checkpoints" / "epoch_0002.pt", weights_only=True)
-    torch.save(
-        other | {"data": other["data"] | THREE_D, "samples": torch.zeros(5, 3)},
-        experiment / "checkpoints/epoch_0001.pt",
-    )
-    flags = ["--resume", *NAME, "--epochs", 3, "--num_samples", 20]
-    done = ddpm_command(*flags)
-    assert done.returncode == 0 and "epoch_0001.pt: of another experiment" in done.stdout
+    for epoch, changed in ((1, THREE_D), (4, {"mean": [0.0, 1.0]})):
+        changed = {"data": other["data"] | changed, "samples": torch.zeros(5, *changed.get("shape", [2]))}
+        torch.save(other | changed, experiment / f"checkpoints/epoch_000{epoch}.pt")
+    done = ddpm_command("--resume", *NAME, "--epochs", 3, "--num_samples", 20)
+    assert done.returncode == 0
+    assert all(f"epoch_000{epoch}.pt: of another experiment" in done.stdout for epoch in (1, 4))
 
 
 THREE_D = {"shape": [3], "mean": [0.0] * 3, "std": [1.0] * 3, "limits": [[0.0] * 3, [1.0] * 3]}

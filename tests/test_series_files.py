@@ -11,6 +11,7 @@ import torch
 from helpers import HOURS, LENGTH, TINY, load, row, waves, write_csv, write_gluonts
 
 import ddpm
+from datasets import restore
 from tiny_diffusion.messages import UsageError
 
 
@@ -273,6 +274,34 @@ def test_what_a_gluonts_folder_has_and_is_not_used_is_said(gluonts_folder, capsy
     (gluonts_folder / "metadata.json").write_text(json.dumps({"freq": "h", "prediction_length": -3}))
     with pytest.raises(UsageError, match="--prediction_length"):
         load("series", gluonts_folder)
+
+
+ODD = {  # in an entry: what is said of it, or None where it is read
+    "categories": ({"feat_static_cat": [-(10**8)]}, None),
+    "covariates": ({"feat_dynamic_real": [[1e25] * HOURS]}, None),
+    "large covariates": ({"feat_dynamic_real": [[1e300] * HOURS]}, "a value larger than"),
+    "start": ({"start": None}, "a series has no time as its start"),
+    "word": ({"feat_static_cat": ["a"]}, "cannot be read|not whole"),
+    "nested": ({"target": [[[1.0]]]}, "."),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_entries_of_a_gluonts_folder_are_read_or_refused_in_one_line(gluonts_folder, kind):
+    entry, message = ODD[kind]
+    for part in ("train", "test"):
+        path = gluonts_folder / part / "data.json.gz"
+        lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+        plain = {key: np.zeros_like(value).tolist() for key, value in entry.items() if key.startswith("feat")}
+        lines = [line | (entry if line["item_id"] == "site 0" else plain) for line in lines]
+        path.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
+    if message is None:
+        data = load("series", gluonts_folder, form="panel")
+        assert restore(data.facts.model_dump()).facts.equal(data.facts)
+    else:
+        with pytest.raises(UsageError, match=message) as error:
+            load("series", gluonts_folder)
+        assert len(str(error.value)) < 600
 
 
 def test_a_tsf_file_tells_how_far_to_forecast(tmp_path, ddpm_command):

@@ -227,6 +227,16 @@ def test_sounds_are_anyone_s_own(spoken):
         load("sounds", spoken / "absent")
 
 
+def test_sounds_whose_names_are_not_utf_8_are_read(tmp_path):
+    for word in ("a\udcff", "b\udce9"):
+        (tmp_path / word).mkdir()
+        for i in range(3):
+            with open(tmp_path / word / f"\udcff{i}.wav", "wb") as file:
+                soundfile.write(file, chirp(300, 900 + 100 * i), SAMPLE_RATE, format="WAV")
+    data = load("sounds", tmp_path)
+    assert len(data.items) == 6 and data.classes == ["a\udcff", "b\udce9"]
+
+
 def test_samples_are_sounds_named_by_word(spoken, tmp_path):
     data = restore(load("speech-commands", spoken.parents[1]).facts.model_dump())
     x = data.encode(torch.randint(0, 256, (12, BANDS, FRAMES, 1), dtype=torch.uint8))

@@ -266,6 +266,27 @@ def test_known_covariates_go_on_after_the_series_end(tmp_path):
             read(tmp_path / "my.csv", wide, covariates=names)
 
 
+def test_numbers_that_pandas_cannot_read_are_read_or_refused(tmp_path):
+    days = pd.date_range("2024-01-01", periods=4).strftime("%Y-%m-%d")
+    found, _ = read(tmp_path / "my.csv", "time;a\n" + rows(days, ["- 1", "１２", "1,5", "+3"], ";"))
+    assert found[0].values.tolist() == [-1, 12, 1.5, 3]
+    with pytest.raises(UsageError, match=r"^--data_dir .*: -1+\.\.\. in column a, row 3; must be a number") as error:
+        read(tmp_path / "my.csv", "time;a\n" + rows(days, ["0,5", "-" + "1" * 500, "2", "3"], ";"))
+    assert len(str(error.value)) < 400
+
+
+def test_ids_that_could_be_years_are_ids(tmp_path):
+    days = pd.date_range("2024-01-01", periods=9).strftime("%Y-%m-%d")
+    table = lambda times: "item_id,ds,y\n" + "".join(f"{i},{t},{i}\n" for i in (1001, 1002) for t in times)  # noqa: E731
+    found, _ = read(tmp_path / "my.csv", table(days))
+    assert [(one.name, one.values.index.freqstr, one.values.iloc[0]) for one in found] == [
+        ("1001", "D", 1001),
+        ("1002", "D", 1002),
+    ]
+    with pytest.raises(UsageError, match="column ds has numbers that are neither years nor seconds"):
+        read(tmp_path / "my.csv", table(range(9)))
+
+
 def test_dates_with_zeros_in_front_lose_no_row_below_ids(tmp_path):
     text = "id,date,a\n" + rows([f"A,{day:%m%d%Y}" for day in pd.date_range("2006-09-25", periods=150)])
     check(read(tmp_path / "my.csv", text)[0], "2006-09-25", "2007-02-21", "D")

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -99,6 +101,9 @@ def read_mat(path: Path) -> Array:
     """A .mat of MATLAB's up to version 7, such as SVHN's: items may be counted along the last axis."""
     from scipy.io import loadmat
 
+    trial = [sys.executable, "-c", "import sys, scipy.io; scipy.io.loadmat(sys.argv[1])", path]
+    if subprocess.run(trial, capture_output=True).returncode not in (0, 1):  # scipy crashes on a type it does not know
+        raise ValueError("damaged")
     found = loadmat(path)
     numbers = {key: value for key, value in found.items() if isinstance(value, np.ndarray)}
     return assembled(path, {key: value for key, value in numbers.items() if value.dtype.kind in "uifbU"}, matlab=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 from pathlib import Path
 
@@ -81,7 +82,8 @@ def opened(source: Path | io.BytesIO, kind=soundfile.SoundFile):
     """Around soundfile's view of a file, at its beginning; MP3 is told its length where it does not say it."""
     if not isinstance(source, Path):
         source.seek(0)
-    with kind(source) as file:
+    name = os.fsencode(source) if isinstance(source, Path) and os.name == "posix" else source  # may not be UTF-8
+    with kind(name) as file:
         if file.format == "MP3":
             content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
             if (told := with_length(content)) is not content:

@@ -73,13 +73,14 @@ def owned(folder: Path, wait: bool = False):
             raise UsageError(message) from error
     try:
         for partial in (*folder.glob("*.part"), *folder.glob("*/*.part")):
-            partial.unlink()
+            if not partial.is_dir():
+                partial.unlink()
         yield
     finally:
         with contextlib.suppress(OSError):  # a folder that is not empty stays
             (folder / LOCK).unlink()
-            folder.rmdir()
-            folder.parent.rmdir()
+            for empty in (folder, *folder.parents):
+                empty.rmdir()
         lock.release()
 
 

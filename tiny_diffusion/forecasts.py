@@ -17,7 +17,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
 
 from tiny_diffusion.data import pixels_of
-from tiny_diffusion.frequencies import stamp
+from tiny_diffusion.frequencies import moments, stamp
 from tiny_diffusion.windows import Group, Windows, concatenated, target_and_covariates, windows_of
 
 QUANTILES = np.arange(1, 20) / 20  # of the quantiles that the mean weighted quantile loss is the mean over
@@ -127,7 +127,7 @@ def overview(data) -> np.ndarray:
         axes = figure.add_subplot(len(shown), 1, number + 1)
         name = data.facts.names[group.number * data.shape[1] + i]
         axes.set_title(name, fontsize=9, loc="left", parse_math=False)
-        times = pd.period_range(group.start, periods=len(group.values)).to_timestamp()
+        times = moments(group.start, len(group.values))
         axes.plot(times, group.values[:, i], color="0.3", linewidth=0.7)
         for begin in group.begins:
             last = min(begin + data.prediction_length, len(times)) - 1
@@ -171,11 +171,11 @@ def panels(data, most: int) -> tuple[Figure, dict]:
     return figure, axes_of
 
 
-def draw_known(axes, data, window: int, i: int) -> pd.DatetimeIndex:
+def draw_known(axes, data, window: int, i: int) -> np.ndarray:
     """Draw the past of dimension `i` of one window and, where it is known, the truth; returns the forecast's times."""
     start, truth = data.windows.starts[window], data.windows.truth
     history = data.windows.pasts[window, -3 * data.prediction_length :, i]
-    times = pd.period_range(start - len(history), periods=len(history) + data.prediction_length).to_timestamp()
+    times = moments(start - len(history), len(history) + data.prediction_length)
     before, after = np.split(times, [len(history)])
     axes.plot(before, history, color="0.3", linewidth=1, label="past")
     shown = history

@@ -218,6 +218,11 @@ def stamp(period: pd.Period) -> str:
     return str(pd.Period(ordinal=period.ordinal, freq=unit).asfreq("D", "end" if unit[0] == "W" else "start"))
 
 
+def moments(start: pd.Period, number: int) -> np.ndarray:
+    """When `number` periods from `start` on begin, as M8[us]: pandas' own nanoseconds end in 1677 and 2262."""
+    return pd.period_range(start, periods=number).asfreq("us", how="start").asi8.astype("M8[us]")
+
+
 def shown(time: pd.Timestamp) -> str:
     """A time in a message, without a midnight that says nothing."""
     return str(time).removesuffix(" 00:00:00")

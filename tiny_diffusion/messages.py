@@ -3,6 +3,9 @@
 import contextlib
 import re
 import shlex
+from pathlib import Path
+
+LONGEST = 300  # characters of what other libraries say
 
 
 class UsageError(ValueError):
@@ -20,13 +23,29 @@ def reading(message: str):
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(message.replace("{error}", f"{type(error).__name__}: {error}")) from error
+        raise UsageError(message.replace("{error}", shortened(error))) from error
 
 
+def shortened(error: Exception) -> str:
+    """What an error of another library says; some of them quote all that they have read."""
+    text = f"{type(error).__name__}: {error}"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+
+
+@contextlib.contextmanager
 def downloading(name: str, data_dir, remedy: str):
-    """Turn any error of a download into a UsageError that names the `remedy`."""
-    state = "is not there, or not whole, and could not be downloaded ({error})"
-    return reading(f"--data_dir {data_dir}: {name} {state}; connect to the internet, or {remedy}")
+    """Turn any error of a download into a UsageError that names the `remedy`; empty folders it has made go again."""
+    state, root = "is not there, or not whole, and could not be downloaded ({error})", Path(data_dir)
+    folders = lambda: {folder for folder in (*root.parents, *root.glob("**")) if folder.is_dir()}  # noqa: E731
+    before = folders()
+    try:
+        with reading(f"--data_dir {data_dir}: {name} {state}; connect to the internet, or {remedy}"):
+            yield
+    except UsageError:
+        for folder in sorted(folders() - before, reverse=True):
+            with contextlib.suppress(OSError):  # one that is not empty stays
+                folder.rmdir()
+        raise
 
 
 def format_value(value) -> str:

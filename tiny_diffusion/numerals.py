@@ -116,7 +116,8 @@ def readings_of(text: pd.Series, decimal: str | None, separator: str | None) -> 
             best = max(best, fits, key=lambda fits: fits.sum())
             if fits.all():
                 plain = text.str.replace(thousands, "", regex=False) if thousands else text
-                values[mark] = pd.to_numeric(plain.str.replace(mark, ".", regex=False)).to_numpy(float)
+                plain = plain.str.replace(r"\s", "", regex=True).str.replace(mark, ".", regex=False)
+                values[mark] = plain.astype(float).to_numpy()  # infinite where pandas knows no such number
                 break
     if not values and best.mean() > 0.5:
         refuse(text, text.index.get_loc(best.index[~best][0]))

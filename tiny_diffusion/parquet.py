@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from filelock import FileLock
 
+from tiny_diffusion.files import owned
 from tiny_diffusion.folders import several, split_of
-from tiny_diffusion.messages import UsageError, downloading, many
+from tiny_diffusion.messages import UsageError, downloading, many, reading
 
 MAGIC = {  # how the files begin that are found in Parquet
     "image": (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"BM", b"\0\0\0\x0cjP"),
@@ -26,6 +26,7 @@ MAGIC = {  # how the files begin that are found in Parquet
 FORMS = {b"WEBP": "image", b"WAVE": "audio"}  # of RIFF
 LABELS = ("label", "labels", "fine_label", "class", "category", "target")  # columns of classes, the first that is there
 NOUNS = {"image": "pictures", "audio": "sounds"}
+NOT_WHOLE = "Parquet that is not whole ({error}); download it again"
 BATCH = 64  # rows that are read together
 
 
@@ -47,15 +48,17 @@ class Table(NamedTuple):
 
 def read_parquet(paths: list[Path], kind: str, root: Path) -> Table:
     """What Parquet files hold of `kind`, "image" or "audio", by their heads and labels alone. Raises UsageError."""
-    import pyarrow
-    from pyarrow import parquet
-
     if not paths:
         raise UsageError(f"--data_dir {root}: no Parquet files in it; name another folder")
-    try:
-        files = [parquet.ParquetFile(path) for path in paths]
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UsageError(f"--data_dir {root}: Parquet that is not whole ({error}); download it again") from error
+    with reading(f"--data_dir {root}: {NOT_WHOLE}"):
+        return table_of(paths, kind, root)
+
+
+def table_of(paths: list[Path], kind: str, root: Path) -> Table:
+    """`read_parquet` of one file or more. Raises UsageError, and what pyarrow raises."""
+    from pyarrow import parquet
+
+    files = [parquet.ParquetFile(path) for path in paths]
     schemas = [file.schema_arrow for file in files]
     column, said = media_column(schemas[0], paths[0], kind)
     label, names = label_column(schemas[0], said)
@@ -184,11 +187,12 @@ def part_of(path: Path, root: Path) -> str | None:
 
 
 def column_of(path: Path, column: str):
-    """The values of a column, one after the other, few in memory."""
+    """The values of a column, one after the other, few in memory. Raises UsageError."""
     from pyarrow import parquet
 
-    for batch in parquet.ParquetFile(path).iter_batches(BATCH, columns=[column]):
-        yield from (value.as_py() for value in batch.column(0))
+    with reading(f"--data_dir {path}: {NOT_WHOLE}"):
+        for batch in parquet.ParquetFile(path).iter_batches(BATCH, columns=[column]):
+            yield from (value.as_py() for value in batch.column(0))
 
 
 def contents(table: Table):
@@ -221,9 +225,8 @@ def recognised(name: str, data_dir: Path) -> str:
 
 def downloaded(name: str, data_dir: Path) -> Path:
     """`download`, by one process at a time; any error of the Hub's becomes a UsageError."""
-    home = data_dir / "hub"
-    home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / ".lock"), downloading(f"hf:{name}", data_dir, "give another OWNER/NAME[:CONFIG]"):
+    remedy = "give another OWNER/NAME[:CONFIG]"
+    with downloading(f"hf:{name}", data_dir, remedy), owned(data_dir / "hub", wait=True):
         return download(name, data_dir)
 
 

@@ -128,6 +128,7 @@ class Series(Data):
     def check(self):
         """Raise ValueError unless all sizes fit together, and what is known are numbers."""
         facts, (length, dimensions) = self.facts, self.shape
+        check_years(self.windows.starts, self.past_length, length - 1)
         "".join((facts.freq, *facts.names, *facts.forecast_starts, *facts.covariates)).encode()  # no half characters
         groups, known = len(facts.forecast_starts), self.past_length + length
         fitting = [
@@ -355,6 +356,7 @@ def from_series(name: str, series: list[list[Group]], names, covariates, categor
         return from_groups(name, groups, names, covariates, [[]], length, config)
     print(f"{len(series)} series, learned one by one")
     columns = [column for column in zip(*categories) if 1 < len(set(column)) < len(series)]
+    columns = [np.unique(column, return_inverse=True)[1].tolist() for column in columns]  # any numbers become 0, 1 ...
     categories = [list(row) for row in zip(range(len(series)), *columns)]
     return from_groups(name, [*itertools.chain(*series)], names, covariates, categories, length, config)
 
@@ -376,6 +378,7 @@ def from_groups(name: str, groups: list[Group], names, covariates, categories, l
     past_length = max(lags) + difference + context_length
     train, validated = training_rows(learned, difference, past_length, context_length, length)
     scored = [group for group in groups if group.begins]
+    check_years([time for g in groups for time in (g.start, g.start + len(g.values))], past_length, length - 1)
     if not len(train):
         few = f"too few for a forecast and a context of {context_length}, after --difference {difference}"
         remedy = f"{name} has {longest} steps to learn from, {few}; make them smaller"
@@ -402,6 +405,14 @@ def check_frequency(freq: str) -> None:
         raise UsageError(f"--freq {freq}: no such time between rows; choose one of h, 30min, D, B, W, M") from error
 
 
+def check_years(starts: list[pd.Period], before: int, after: int) -> None:
+    """Raise UsageError where `before` steps ahead of `starts`, or `after` steps on, the years are not 1 to 9999."""
+    ordered = sorted(starts, key=lambda start: start.ordinal)
+    for period in (ordered[0] - before, ordered[-1] + after):
+        if not 1 <= period.year <= 9999:
+            raise UsageError(f"--data_dir: what is read and forecast reaches {period}; years are 1 to 9999, mend them")
+
+
 def default_difference(season: int, steps: int) -> int:
     """A season, where it is longer than a week and the `steps` to learn from hold two of them, else 1."""
     return season if season > 7 and steps >= 2 * season else 1
@@ -412,7 +423,7 @@ def training_facts(groups: list[Group], difference: int, covariates: list[str], 
     typical = [[None] * groups[0].values.shape[1] for _ in categories]
     for group in groups:
         typical[group.number] = typical_scale(group.values[: group.train_end], difference).tolist()
-    seen = np.concatenate([group.covariates[: group.train_end] for group in groups])
+    seen = np.concatenate([group.covariates[: group.train_end] for group in groups]).astype(float)
     moments = zip(np.nanmean(seen, 0).tolist(), np.fmax(np.nanstd(seen, 0), 1e-6).tolist())
     return {"typical_scales": typical, "covariates": dict(zip(covariates, moments))}
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from tiny_diffusion.data import HELD_OUT
 from tiny_diffusion.frequencies import CHOICES, stamp
-from tiny_diffusion.messages import UsageError, downloading, many
+from tiny_diffusion.messages import UsageError, downloading, many, shortened
 from tiny_diffusion.series import Series, from_series
 from tiny_diffusion.table_files import KINDS, READERS
 from tiny_diffusion.tables import Table, read_tables
@@ -117,8 +117,10 @@ def gluonts_folder(name: str, root: Path, config) -> Series:
         train, tests = list(parts.train), list(parts.test)
         if not (train and tests):
             raise EOFError("no series in it")
+        if any(entry["start"] is pd.NaT for entry in (*train, *tests)):
+            raise ValueError("a series has no time as its start")
     except Exception as error:  # of several libraries
-        raise NotWhole(f"--data_dir {root}: not there or not whole ({type(error).__name__}: {error})") from error
+        raise NotWhole(f"--data_dir {root}: not there or not whole ({shortened(error)})") from error
     names, test_names = names_of(train, tests, root)
     entries, windows = dict(zip(names, train)), {name: [] for name in (*names, *test_names)}
     for test_name, entry in zip(test_names, tests):
@@ -140,11 +142,12 @@ def prediction_length_of(root: Path) -> int:
         metadata = json.loads((root / "metadata.json").read_bytes())
         freq, length = metadata["freq"], metadata.get("prediction_length")
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise NotWhole(f"--data_dir {root}: not there or not whole ({type(error).__name__}: {error})") from error
+        raise NotWhole(f"--data_dir {root}: not there or not whole ({shortened(error)})") from error
     try:
         pd.Period("2000-01-01", freq)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"--data_dir {root}: freq {freq} in metadata.json; choose one of {CHOICES}") from error
+        told = str(freq)[:99]
+        raise UsageError(f"--data_dir {root}: freq {told} in metadata.json; choose one of {CHOICES}") from error
     if length is None:
         raise UsageError("--prediction_length: the data set does not say how many steps to forecast; give it")
     if type(length) is not int or not 1 <= length <= 10**5:

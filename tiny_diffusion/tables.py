@@ -66,7 +66,7 @@ def read_tables(
         frame = frame_of(path, decimal, notes).dropna(how="all")
         tables = tables_of(frame, freq, date_format, list(covariates), decimal, notes)
     except UsageError as error:
-        message = " ".join(str(error).split())
+        message = re.sub(r"(\S{60})\S{30,}", r"\1...", " ".join(str(error).split()))
         raise UsageError(message if message.startswith("--") else f"--data_dir {path}: {message}") from error
     print(f"{path}: {'; '.join(notes)}")
     return tables, frame.attrs.get("horizon")
@@ -148,8 +148,8 @@ def time_column(
     for place, name in enumerate(frame):
         cells = some(frame[name])
         plain = sum(bool(re.fullmatch(NUMBER, cell)) for cell in cells) > 0.5 * len(cells)
-        named = bool(TIME_NAME.search(name))
-        able = name != counter and (named or place == (counter is not None) or not plain)
+        named, is_id = bool(TIME_NAME.search(name)), bool(ID_NAME.fullmatch(name))
+        able = not is_id and name != counter and (named or place == (counter is not None) or not plain)
         if written_as(cells, date_format) if date_format else able and looks_like_times(cells, plain, 0.6):
             candidates.append((plain and not (named and place == 0), not named, -len(set(cells)), place, name))
     if date_format and not candidates and not timed:
@@ -160,10 +160,11 @@ def time_column(
     elif candidates:
         used = [min(candidates)[-1]]
     else:
-        numbers = as_text(frame.iloc[:, 0]).str.fullmatch(r"-?[\d.]*").all()
+        name = next((name for name in frame if TIME_NAME.search(name)), frame.columns[0])
+        numbers = as_text(frame[name]).str.fullmatch(r"-?[\d.]*").all()
         kind = "numbers that are neither years nor seconds since 1970" if numbers else "no times"
         remedy = "one column must have dates (--date_format tells rare ones), others numbers"
-        raise UsageError(f"column {frame.columns[0]} has {kind}; {remedy}")
+        raise UsageError(f"column {name} has {kind}; {remedy}")
     if counter:
         notes.append(f"{counter} counts the rows: left out")
     gone = [counter] if counter else []

@@ -186,7 +186,7 @@ def target_and_covariates(entry: dict) -> tuple[np.ndarray, np.ndarray]:
     """Of a GluonTS entry, (time, dimensions) and (time and perhaps more, covariates). Raises ValueError."""
     values = np.atleast_2d(np.asarray(entry["target"], float)).T
     known = entry.get("feat_dynamic_real")
-    covariates = np.empty((len(values), 0)) if known is None else np.atleast_2d(known).T
-    if (np.abs(values) > LARGEST).any():
+    covariates = np.empty((len(values), 0)) if known is None else np.atleast_2d(np.asarray(known, float)).T
+    if any((np.abs(part) > LARGEST).any() for part in (values, covariates)):
         raise ValueError(f"a value larger than {LARGEST:g}")
     return values, covariates.astype(np.float32)
