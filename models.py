@@ -371,25 +371,26 @@ class LinearForecast(nn.Module):
 
     @torch.no_grad()
     def fit(self, batches) -> None:
-        """Fit by ridge regression to batches of (regressors, x_0, weight), to steps whose regressors are all known.
+        """Fit by ridge regression to batches of (regressors, x_0, weight).
 
-        The penalty is that of the least generalised cross-validation (Golub, Heath & Wahba 1979), whose error, larger
-        than that of the fit, is the spread.
+        A step that lacks a regressor counts a third. The penalty is that of the least generalised cross-validation
+        (Golub, Heath & Wahba 1979), whose error, larger than that of the fit, is the spread.
         """
         regressors, x_0, weight = (torch.cat(part).double() for part in zip(*batches))
         length = x_0.shape[1]
-        known = weight * regressors.isfinite().all(3)
-        weight = known if 2 * known.sum() >= weight.sum() else weight
+        weight = weight * (1 + 2 * regressors.isfinite().all(3)) / 3
         regressors = F.pad(regressors.nan_to_num(0), (1, 0), value=1.0)
         for i, (x, y, w) in enumerate(zip(regressors.unbind(2), x_0.unbind(2), weight.unbind(2))):
-            x, y = x[w > 0], y[w > 0]
-            size = (x**2).mean(0).clamp(min=1e-12).sqrt()
-            u, s, v = torch.linalg.svd(x / size / len(x) ** 0.5, full_matrices=False)
-            projection = u.T @ y / len(x) ** 0.5
+            count = (w > 0).sum()
+            root = (w / w.sum()).sqrt().flatten()
+            x, y = x.flatten(0, 1) * root[:, None], y.flatten() * root
+            size = (x**2).sum(0).clamp(min=1e-12).sqrt()
+            u, s, v = torch.linalg.svd(x / size, full_matrices=False)
+            projection = u.T @ y
             penalties = 10.0 ** torch.arange(-6, 3.01, 0.5, dtype=torch.float64)[:, None]
             shrink = s**2 / (s**2 + penalties)
-            error = (y**2).mean() - (shrink * (2 - shrink) * projection**2).sum(1)
-            effective = max(2, len(x) / length)  # a time is in as many windows as a forecast has steps
+            error = (y**2).sum() - (shrink * (2 - shrink) * projection**2).sum(1)
+            effective = max(2, count / length)  # a time is in as many windows as a forecast has steps
             score = error.clamp(min=1e-12) / (1 - shrink.sum(1) / effective).clamp(min=0.05) ** 2
             best = score.argmin()
             self.weights[i] = (v.T @ (shrink[best] / s.clamp(min=1e-12) * projection) / size).float()
