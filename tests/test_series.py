@@ -11,6 +11,7 @@ from helpers import HOURS, LENGTH, TINY, load, remembered, rnn, row, waves, writ
 
 import ddpm
 from datasets import restore
+from tiny_diffusion import forecasts
 from tiny_diffusion.messages import UsageError
 
 
@@ -231,6 +232,21 @@ def test_a_single_series_is_forecast_by_regression_before_any_training(tmp_path)
     scores = data.score(ddpm.sample(run.model, 50)[0])
     assert scores["crps"] < 0.012 < scores["random_walk"]["crps"] and scores["seasonal_naive"]["crps"] < 0.02
     assert 0.8 < scores["coverage_90"] <= 1
+
+
+def test_logarithms_are_learned_where_changes_grow_with_the_level(tmp_path):
+    generator, time = np.random.default_rng(0), np.arange(400)
+    values = np.exp(3 + 0.005 * time + 0.3 * (time % 7 > 4) + 0.05 * generator.normal(size=400))
+    data = single(tmp_path, values)
+    assert data.facts.logarithms and restore(data.facts.model_dump()).facts.logarithms
+    x_0, _, _ = next(data.held_out(2, 2, "cpu"))
+    np.testing.assert_allclose(data.decode(x_0), data.windows.truth[:2], rtol=1e-4)
+    assert data.decode(-1000 * torch.ones(2, 14, 1)).min() >= 0 and np.isfinite(data.decode(x_0 + 1e9)).all()
+    assert data.typical_scales[0] == pytest.approx(np.sqrt(np.mean(np.diff(np.log(values[:330])) ** 2)), rel=0.02)
+    forecaster = forecasts.Forecaster(data, None)
+    entry = {"start": pd.Period("2022-01-01", "D"), "target": np.append(values, 0)}
+    with pytest.raises(ValueError, match="a value that is not above 0"):
+        forecaster.window(entry)
 
 
 def test_large_values_keep_their_small_changes(tmp_path, ddpm_command):

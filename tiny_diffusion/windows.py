@@ -119,6 +119,18 @@ def repetition(moves: np.ndarray, season: int) -> tuple[float, float]:
     return correlation[season], max(0.3, chance)
 
 
+def grows_with_level(groups: list[Group], season: int) -> bool:
+    """Whether the changes of one positive series, over a season, grow with its level.
+
+    By the profile likelihood of a seasonal random walk with drift (Box & Cox 1964): logarithms then change alike.
+    """
+    if not all(np.nanmin(group.values) > 0 for group in groups):
+        return False
+    values = np.concatenate([group.values[: group.train_end] for group in groups])
+    sizes = [np.nanvar(changes(part[None], season)) for part in (values, np.log(values))]
+    return bool(sizes[1] * np.exp(2 * np.nanmean(np.log(values))) < sizes[0])
+
+
 def lags_of(freq: str, dimensions: int) -> list[int]:
     """How far back the RNN looks, in steps: one, a day and a week; for one dimension all days of it, and two weeks."""
     season, unit = get_seasonality(freq), freq.split("-")[0]
@@ -127,10 +139,11 @@ def lags_of(freq: str, dimensions: int) -> list[int]:
 
 
 def lags_of_one(freq: str, season: int, rows: int) -> list[int]:
-    """Those of a single series: also the last steps and those around one and two seasons, within half of its rows."""
+    """Those of a single series: also the last steps and of up to five seasons, within half of its rows."""
     lags = {*lags_of(freq, 1), *range(1, 13 if freq.startswith("Y") else 7)}
     if season > 1:
         lags |= {season - 1, season, season + 1, 2 * season, 2 * season + 1}
+        lags |= {number * season for number in (3, 4, 5) if 4 * number * season < rows}
     return [lag for lag in sorted(lags) if lag == 1 or 2 * lag < rows]
 
 
