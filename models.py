@@ -223,10 +223,11 @@ class RNN(Denoiser):
     al. 2021), for x_t (batch, prediction_length, dimensions) and t (batch, prediction_length).
 
     x_t are changes over `difference` steps (values where that is 0), minus `location` and divided by `scale`. cond is
-    the past: `values` (batch, time, dimensions), in the units of the data, as far back as `lags` reach before the
-    context; `location` and `scale` (batch, dimensions); `features` (batch, context and forecast, features), known for
-    every step; `categories` (batch, columns), numbers below those of the keyword, the last of which is never trained
-    and stands for what is new. In training the values go on to the end of the forecast.
+    the past: `values` (batch, time, dimensions), in the units of the data, as far back as `lags`, and `means` over so
+    many last values, reach before the context; `location` and `scale` (batch, dimensions); `features` (batch, context
+    and forecast, features), known for every step; `categories` (batch, columns), numbers below those of the keyword,
+    the last of which is never trained and stands for what is new. In training the values go on to the end of the
+    forecast.
     """
 
     def __init__(
@@ -234,6 +235,7 @@ class RNN(Denoiser):
         shape: tuple[int, int],
         *,
         lags: list[int],
+        means: list[int],
         difference: int,
         features: int,
         categories: list[int],
@@ -249,10 +251,12 @@ class RNN(Denoiser):
         self.lags, self.difference = lags, difference
         least = 1 if shape[1] == 1 else 2  # a vector of levels beside the last ones is more than few changes teach
         self.level_lags = [lag for lag in lags if lag > difference >= least]
+        self.means = means if difference else []
+        regressors = len(self.lags) + len(self.level_lags) + len(self.means)
         self.embed_categories = nn.ModuleList(zero(nn.Embedding(number + 1, CATEGORY_SIZE)) for number in categories)
-        inputs = shape[1] * (len(self.lags) + len(self.level_lags)) + features + CATEGORY_SIZE * len(categories)
+        inputs = shape[1] * regressors + features + CATEGORY_SIZE * len(categories)
         self.encoder = Encoder(inputs, hidden_size)
-        self.linear = LinearForecast(shape[1], len(self.lags) + len(self.level_lags)) if linear else None
+        self.linear = LinearForecast(shape[1], regressors) if linear else None
         self.dropout = nn.Dropout(dropout)
         embed = embedding(time_embedding, embedding_size, scale=1000)
         self.denoiser = VectorDenoiser(shape[1], 2 * hidden_size, hidden_layers, num_timesteps, embed)
@@ -271,13 +275,16 @@ class RNN(Denoiser):
         return torch.cat([past.nan_to_num(0).clamp(-10, 10), features], 2)
 
     def regressors(self, lagged, location: Tensor, scale: Tensor) -> Tensor:
-        """What is known of earlier values, (batch, time, dimensions, lags), NaN where one is missing.
+        """What is known of earlier values, (batch, time, dimensions, regressors), NaN where one is missing.
 
         In units of `scale`: earlier changes and, for one dimension or where these are over a season, how far the values
-        then stood from where the change begins. `lagged(lag)` are the values `lag` steps before each step.
+        then, and their means over the last steps, are from where the change begins. `lagged(lag)` are the values `lag`
+        steps before each step.
         """
         past = [self.change(lagged, lag) - location[:, None] for lag in self.lags]
         past += [lagged(lag) - lagged(self.difference) for lag in self.level_lags]
+        sums = list(itertools.accumulate(map(lagged, range(1, 1 + max(self.means, default=0)))))
+        past += [sums[steps - 1] / steps - lagged(self.difference) for steps in self.means]
         return torch.stack(past, 3) / scale[:, None, :, None]
 
     def of_forecast(self, cond) -> Tensor:

@@ -153,7 +153,7 @@ def as_before(facts):
     facts = dict(facts)
     arrays = {"recent": facts.pop("last_pasts"), "known": facts.pop("last_covariates")}
     texts = {name: np.asarray(array, np.float32).tobytes().decode("latin-1") for name, array in arrays.items()}
-    for new in ("lags", "season", "range"):
+    for new in ("lags", "means", "logarithms", "season", "range"):
         del facts[new]
     return {"typical": facts.pop("typical_scales"), "ends": facts.pop("forecast_starts")} | facts | texts
 

@@ -53,9 +53,9 @@ def test_a_season_is_found_where_changes_repeat_and_none_in_noise_and_walks():
 
 
 def test_a_single_series_looks_back_around_its_season_within_half_of_its_rows():
-    assert windows.lags_of_one("M", 12, 200) == [1, 2, 3, 4, 5, 6, 11, 12, 13, 24, 25, 36, 48]
-    assert windows.lags_of_one("M", 12, 48) == [1, 2, 3, 4, 5, 6, 11, 12, 13]
-    assert windows.lags_of_one("Y", 1, 5) == [1, 2]
+    assert windows.lags_of_one("M", 12, 200) == ([1, 2, 3, 4, 5, 6, 11, 12, 13, 24, 25, 36, 48], [6, 12, 24, 48])
+    assert windows.lags_of_one("M", 12, 48) == ([1, 2, 3, 4, 5, 6, 11, 12, 13], [6])
+    assert windows.lags_of_one("Y", 1, 5) == ([1, 2], [])
 
 
 @pytest.mark.parametrize("grows", [False, True])

@@ -57,9 +57,10 @@ class SeriesFacts(Facts):
     context_length: Annotated[Size, Field(lt=2**17)]
     difference: Annotated[Count, Field(lt=2**17)]
     lags: list[Size]
+    means: list[Size]  # over so many last values
     season: Size
     scaling: Literal["mean", "standard"]
-    logarithms: bool = False  # of the values are learned
+    logarithms: bool  # of the values are learned
     range: tuple[Number, Number] | None = None  # that forecasts are cut to
     typical_scales: list[list[Positive | None]]
     categories: list[list[Count]]
@@ -71,7 +72,8 @@ class SeriesFacts(Facts):
     @model_validator(mode="before")
     @classmethod
     def complete(cls, facts: dict) -> dict:
-        """Facts as checkpoints had them before they had lags of their own, and before they could hold tensors."""
+        """Facts as checkpoints had them before they had lags or logarithms, and before they could hold tensors."""
+        facts = {"means": [], "logarithms": False} | facts
         if "lags" not in facts:
             lags = lags_of(facts["freq"], facts["shape"][1])
             facts = facts | {"lags": lags, "season": get_seasonality(facts["freq"])}
@@ -113,7 +115,7 @@ class Series(Data):
         self.typical_scales = torch.tensor(np.array([*facts.typical_scales, unknown], np.float32))
         new = [max(column) + 1 for column in zip(*facts.categories)]
         self.categories = torch.tensor(np.array([*facts.categories, new], int))
-        self.past_length = max(facts.lags) + self.difference + self.context_length
+        self.past_length = max(facts.lags + facts.means) + self.difference + self.context_length
         if windows is None:
             starts = [pd.Period(start, self.freq) for start in facts.forecast_starts]
             pasts, covariates = facts.last_pasts.numpy(), facts.last_covariates.numpy()
@@ -154,6 +156,7 @@ class Series(Data):
     def network_settings(self):
         return {
             "lags": self.facts.lags,
+            "means": self.facts.means,
             "difference": self.difference,
             "features": self.past.features.shape[2],
             "categories": (self.categories[-1] + 1).tolist(),
@@ -380,12 +383,13 @@ def from_groups(name: str, groups: list[Group], names, covariates, categories, l
     learned, single = [group for group in groups if group.train_end], len(names) == 1
     season = config.season or season_of(learned, freq)
     print(f"{name}: a season of {season} steps" if season > 1 else f"{name}: no season")
-    difference, lags = config.difference, lags_of_one(freq, season, longest) if single else lags_of(freq, dimensions)
+    lags, means = lags_of_one(freq, season, longest) if single else (lags_of(freq, dimensions), [])
+    difference = config.difference
     if difference is None:  # of one series, whose seasons are among the lags of a linear forecast, over a step
         difference = 1 if single else default_difference(get_seasonality(freq), longest - context_length - length)
     if logarithms := single and grows_with_level(groups, season):
         print(f"{name}: changes grow with the level; learned are logarithms")
-    past_length = max(lags) + difference + context_length
+    past_length = max(lags + means) + difference + context_length
     train, validated = training_rows(learned, difference, past_length, context_length, length)
     scored = [group for group in groups if group.begins]
     if not len(train):
@@ -397,7 +401,7 @@ def from_groups(name: str, groups: list[Group], names, covariates, categories, l
         raise UsageError(f"--prediction_length {length}: {remedy}")
     facts = {"name": name, "shape": [length, dimensions], "freq": freq, "names": names, "categories": categories}
     facts |= {"context_length": context_length, "difference": difference, "scaling": config.scaling}
-    facts |= {"lags": lags, "season": season, "range": config.range, "logarithms": logarithms}
+    facts |= {"lags": lags, "means": means, "season": season, "range": config.range, "logarithms": logarithms}
     facts |= training_facts(learned, difference, covariates, categories, logarithms)
     facts |= last_windows(groups, past_length, length)
     windows = concatenated([windows_of(group, past_length, length) for group in scored])

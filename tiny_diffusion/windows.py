@@ -20,6 +20,7 @@ from tiny_diffusion.arrays import LARGEST
 
 LAGS = {"D": [1, 7, 14, 28, 364], "W": [1, 2, 4, 13, 26, 52]}  # in steps, where a season is no day
 LAGS |= {"M": [1, 2, 3, 12, 24, 36], "Q": [1, 2, 4, 8, 12], "Y": [1, 2, 3]}
+MEANS = (6, 12, 24, 48, 96)  # over so many last values
 SEASONS = {"D": [7], "B": [5], "W": [52], "M": [12], "Q": [4], "h": [24, 168], "30min": [48, 336]}  # to look for
 
 logging.getLogger("gluonts.time_feature").setLevel(logging.ERROR)  # which warns of steps of several units
@@ -138,13 +139,17 @@ def lags_of(freq: str, dimensions: int) -> list[int]:
     return LAGS.get(unit) or [1, *(season * day for day in days if season > 1)]
 
 
-def lags_of_one(freq: str, season: int, rows: int) -> list[int]:
-    """Those of a single series: also the last steps and of up to five seasons, within half of its rows."""
-    lags = {*lags_of(freq, 1), *range(1, 13 if freq.startswith("Y") else 7)}
+def lags_of_one(freq: str, season: int, rows: int) -> tuple[list[int], list[int]]:
+    """Those of a single series, of up to five seasons within half of its rows; and over how many steps it takes means.
+
+    The longest mean is a lag as well: beside it, that tells of a trend.
+    """
+    means = [steps for steps in MEANS if 4 * steps < rows]
+    lags = {*lags_of(freq, 1), *range(1, 13 if freq.startswith("Y") else 7), *means[-1:]}
     if season > 1:
         lags |= {season - 1, season, season + 1, 2 * season, 2 * season + 1}
         lags |= {number * season for number in (3, 4, 5) if 4 * number * season < rows}
-    return [lag for lag in sorted(lags) if lag == 1 or 2 * lag < rows]
+    return [lag for lag in sorted(lags) if lag == 1 or 2 * lag < rows], means
 
 
 def typical_scale(values: np.ndarray, difference: int) -> np.ndarray:
