@@ -181,7 +181,7 @@ from tiny_diffusion.checkpoints import MODELS, find_checkpoint, kept_epochs, sav
 from tiny_diffusion.data import Data, check_tensors, write_picture
 from tiny_diffusion.files import LOCK, clear, owned, write_json
 from tiny_diffusion.length import batch_size_of, chosen_weights, only_rises, settle
-from tiny_diffusion.machine import check_memory, choose_device, explained, noise_of, process, progress_bar, seed_from
+from tiny_diffusion.machine import check_memory, choose_device, explained, process, progress_bar, seed_from
 from tiny_diffusion.report import GIF_FRAMES, write_gif, write_report, write_training
 
 EXPERIMENTS = Path("exps")
@@ -453,7 +453,7 @@ def sample_batch(model: Model, numbers: range, frames: int, bar: tqdm) -> tuple[
     """The samples of these numbers, and a film of the first of them."""
     data, scheduler, config, device = model.data, model.scheduler, model.config, model.scheduler.device
     times = scheduler.timesteps(config.sampling_steps, config.sampling_power)
-    noise = noise_of(config.seed, numbers, device)
+    noise = data.noise_of(config.seed, numbers, device)
     kept = set(np.linspace(0, len(times) - 1, frames).astype(int))
     films = []
 

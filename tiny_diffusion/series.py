@@ -17,6 +17,7 @@ from tiny_diffusion import forecasts
 from tiny_diffusion.arrays import LARGEST
 from tiny_diffusion.data import Count, Data, Facts, Number, Positive, Size, Text, in_batches
 from tiny_diffusion.files import write
+from tiny_diffusion.machine import paired_noise_of
 from tiny_diffusion.messages import UsageError
 from tiny_diffusion.windows import (
     Group,
@@ -299,6 +300,9 @@ class Series(Data):
         self.check_covariates()
         past = Past(*(part.to(device) for part in self.past))
         return past, torch.tensor(samples, device=device) % self.histories
+
+    def noise_of(self, seed, samples, device):
+        return paired_noise_of(seed, samples, device, self.histories)
 
     def decode(self, x):
         """Paths in the units of the data, (n, prediction_length, dimensions)."""
