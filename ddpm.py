@@ -476,7 +476,7 @@ def sample_batch(model: Model, numbers: range, frames: int, bar: tqdm) -> tuple[
         return x_t
 
     x_0 = model.denoiser.sample(reverse, data.condition(numbers, config.label, device))
-    return x_0.cpu(), torch.cat(films, dim=2)
+    return x_0.cpu(), torch.cat(films[-data.shape[0] :], dim=2)  # of series, without the gap before the forecast
 
 
 class Run:

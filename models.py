@@ -224,10 +224,10 @@ class RNN(Denoiser):
 
     x_t are changes over `difference` steps (values where that is 0), minus `location` and divided by `scale`. cond is
     the past: `values` (batch, time, dimensions), in the units of the data, as far back as `lags`, and `means` over so
-    many last values, reach before the context; `location` and `scale` (batch, dimensions); `features` (batch, context
-    and forecast, features), known for every step; `categories` (batch, columns), numbers below those of the keyword,
-    the last of which is never trained and stands for what is new. In training the values go on to the end of the
-    forecast.
+    many last values, reach before the context, and `missing`, which of those before the forecast stand for a missing
+    one; `location` and `scale` (batch, dimensions); `features` (batch, context and forecast, features), known for every
+    step; `categories` (batch, columns), numbers below those of the keyword, the last of which is never trained and
+    stands for what is new. In training the values go on to the end of the forecast.
     """
 
     def __init__(
@@ -317,34 +317,43 @@ class RNN(Denoiser):
     def sample(self, reverse, cond) -> Tensor:
         """Paths (batch, prediction_length, dimensions), step by step: each is sampled, then read (Rasul et al. 2021).
 
-        cond is (past, window): the past of several windows, and for each path the number of its window.
+        cond is (past, window): the past of several windows, and for each path the number of its window. Last values
+        that are missing are sampled too.
         """
         past, window = cond
         context = past.features.shape[1] - self.shape[0]
         first = past.values.shape[1] - context
-        forecast, path = [], []  # in the units of the data, and in those of x_0
+        missing = past.missing[:, -context:].int()
+        gap = min(int(missing.flip(1).cumprod(1).sum(1).max()), context - 1)
+        context -= gap
+        sampled, path = [], []  # in the units of the data, from the gap on, and in those of x_0
 
         def in_context(lag):
             return past.values[:, first - lag : first - lag + context]
 
         def before_next(lag):
-            step = len(forecast) - lag
-            values = forecast[step] if step >= 0 else past.values[window, step]  # below 0: before the forecast
+            step = len(sampled) - lag
+            values = sampled[step] if step >= 0 else past.values[window, step - gap]  # below 0: before the gap
             return values[:, None]
 
         features = self.features(past)
         hidden, state = self.encoder(self.inputs(in_context, past.location, past.scale, features[:, :context]))
         state, features = tuple(part[:, window] for part in state), features[window, context:]
         location, scale = past.location[window], past.scale[window]
-        for step in range(self.shape[0]):
-            inputs = self.inputs(before_next, location, scale, features[:, step : step + 1])
+        for step in range(-gap, self.shape[0]):
+            inputs = self.inputs(before_next, location, scale, features[:, step + gap : step + gap + 1])
             hidden, state = self.encoder(inputs, state)
             drawn = reverse(self.denoiser, (1, self.shape[1]), self.project(hidden))
             if self.linear:
                 drawn = self.linear.forecast(drawn, self.regressors(before_next, location, scale))
-            path.append(drawn[:, 0])
-            value = path[-1] * scale + location
-            forecast.append(value + before_next(self.difference)[:, 0] if self.difference else value)
+            begin = before_next(self.difference)[:, 0] if self.difference else torch.zeros_like(location)
+            value = drawn[:, 0] * scale + location + begin
+            if step < 0:
+                value = torch.where(past.missing[window, step], value, past.values[window, step])
+            else:
+                shown = past.values[window, step - self.difference] if step < self.difference else begin
+                path.append(drawn[:, 0] + ((begin - shown) / scale).nan_to_num(0))
+            sampled.append(value)
         return torch.stack(path, 1)
 
     def compile(self, **settings) -> None:

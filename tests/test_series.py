@@ -1,5 +1,6 @@
 """Time series: scaling, missing values, vectors and panels, what a run forecasts, what a checkpoint keeps."""
 
+import dataclasses
 import json
 import shutil
 
@@ -13,6 +14,7 @@ import ddpm
 from datasets import restore
 from tiny_diffusion import forecasts
 from tiny_diffusion.messages import UsageError
+from tiny_diffusion.windows import Windows
 
 
 @pytest.mark.parametrize("difference", [0, 1, 24])
@@ -258,6 +260,26 @@ def test_large_values_keep_their_small_changes(tmp_path, ddpm_command):
     assert ddpm_command("--dataset", "series", "--data_dir", tmp_path / "one.csv", *flags).returncode == 0
     means = pd.read_csv("exps/series_base/forecast.csv")["mean"]
     assert np.abs(means.diff()[1:14] - 40).max() < 20
+
+
+@pytest.mark.parametrize("difference", [1, 7])
+def test_forecasts_are_wider_after_a_gap(tmp_path, difference):
+    """Of a random walk whose last nine values are missing, the first step has the variance of the tenth."""
+    values = np.random.default_rng(0).normal(size=3000).cumsum()
+    data = single(tmp_path, values, difference=difference)
+    model = ddpm.new_model(ddpm.resolve({"dataset": "series"}), data, "cpu")
+    model.denoiser.fit(data.batches(256, 0, 1, "cpu"))
+    model.denoiser.eval()
+    windows = data.windows
+    spread = {}
+    for gap in (0, 9):
+        pasts = windows.pasts[:1].copy()
+        pasts[:, pasts.shape[1] - gap :] = np.nan
+        now = data.continuing(Windows(pasts, windows.starts[:1], windows.numbers[:1], windows.covariates[:1]))
+        paths = now.by_window(ddpm.sample(dataclasses.replace(model, data=now), 500, 2)[0])
+        spread[gap] = paths[:, 0, :, 0].std(0)
+    np.testing.assert_allclose(spread[9][:5], spread[0][9:], rtol=0.15)
+    assert spread[9][0] > 2 * spread[0][0]
 
 
 def test_forecasts_are_cut_to_a_range(tmp_path):

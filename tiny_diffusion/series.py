@@ -241,7 +241,8 @@ class Series(Data):
         change = changes(values, self.difference)[:, self.past_length - self.difference - self.context_length :]
         context, change = change[:, : self.context_length], change[:, self.context_length :]
         location, scale = self.location_and_scale(context, typical)
-        past = Past(filled, location, scale, self.features(scale, typical, known), categories)
+        missing = values[:, : self.past_length].isnan()
+        past = Past(filled, missing, location, scale, self.features(scale, typical, known), categories)
         return past, (change - location[:, None]) / scale[:, None]
 
     def location_and_scale(self, context: Tensor, typical: Tensor) -> tuple[Tensor, Tensor]:

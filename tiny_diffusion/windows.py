@@ -58,6 +58,7 @@ class Past(NamedTuple):
     """What a forecast is conditioned on, as `models.RNN` describes it."""
 
     values: Tensor
+    missing: Tensor
     location: Tensor
     scale: Tensor
     features: Tensor
