@@ -200,7 +200,6 @@ from tiny_diffusion.machine import (
     choose_device,
     explained,
     mean_over_processes,
-    noise_of,
     of_the_first,
     process,
     progress_bar,
@@ -486,7 +485,7 @@ def sample_batch(model: Model, numbers: range, frames: int, bar: tqdm) -> tuple[
     """The samples of these numbers, and a film of the first of them."""
     data, scheduler, config, device = model.data, model.scheduler, model.config, model.scheduler.device
     times = scheduler.timesteps(config.sampling_steps, config.sampling_power)
-    noise = noise_of(config.seed, numbers, device)
+    noise = data.noise_of(config.seed, numbers, device)
     kept = set(np.linspace(0, len(times) - 1, frames).astype(int))
     films = []
 
@@ -509,7 +508,7 @@ def sample_batch(model: Model, numbers: range, frames: int, bar: tqdm) -> tuple[
         return x_t
 
     x_0 = model.denoiser.sample(reverse, data.condition(numbers, config.label, device))
-    return x_0.cpu(), torch.cat(films, dim=2)
+    return x_0.cpu(), torch.cat(films[-data.shape[0] :], dim=2)  # of series, without the gap before the forecast
 
 
 class Run:

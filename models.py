@@ -242,10 +242,11 @@ class RNN(Denoiser):
     al. 2021), for x_t (batch, prediction_length, dimensions) and t (batch, prediction_length).
 
     x_t are changes over `difference` steps (values where that is 0), minus `location` and divided by `scale`. cond is
-    the past: `values` (batch, time, dimensions), in the units of the data, as far back as `lags` reach before the
-    context; `location` and `scale` (batch, dimensions); `features` (batch, context and forecast, features), known for
-    every step; `categories` (batch, columns), numbers below those of the keyword, the last of which is never trained
-    and stands for what is new. In training the values go on to the end of the forecast.
+    the past: `values` (batch, time, dimensions), in the units of the data, as far back as `lags`, and `means` over so
+    many last values, reach before the context, and `missing`, which of those before the forecast stand for a missing
+    one; `location` and `scale` (batch, dimensions); `features` (batch, context and forecast, features), known for every
+    step; `categories` (batch, columns), numbers below those of the keyword, the last of which is never trained and
+    stands for what is new. In training the values go on to the end of the forecast.
     """
 
     def __init__(
@@ -253,6 +254,7 @@ class RNN(Denoiser):
         shape: tuple[int, int],
         *,
         lags: list[int],
+        means: list[int],
         difference: int,
         features: int,
         categories: list[int],
@@ -268,10 +270,12 @@ class RNN(Denoiser):
         self.lags, self.difference = lags, difference
         least = 1 if shape[1] == 1 else 2  # a vector of levels beside the last ones is more than few changes teach
         self.level_lags = [lag for lag in lags if lag > difference >= least]
+        self.means = means if difference else []
+        regressors = len(self.lags) + len(self.level_lags) + len(self.means)
         self.embed_categories = nn.ModuleList(zero(nn.Embedding(number + 1, CATEGORY_SIZE)) for number in categories)
-        inputs = shape[1] * (len(self.lags) + len(self.level_lags)) + features + CATEGORY_SIZE * len(categories)
+        inputs = shape[1] * regressors + features + CATEGORY_SIZE * len(categories)
         self.encoder = Encoder(inputs, hidden_size)
-        self.linear = LinearForecast(shape[1], len(self.lags) + len(self.level_lags)) if linear else None
+        self.linear = LinearForecast(shape[1], regressors) if linear else None
         self.dropout = nn.Dropout(dropout)
         embed = embedding(time_embedding, embedding_size, scale=1000)
         self.denoiser = VectorDenoiser(shape[1], 2 * hidden_size, hidden_layers, num_timesteps, embed)
@@ -290,13 +294,16 @@ class RNN(Denoiser):
         return torch.cat([past.nan_to_num(0).clamp(-10, 10), features], 2)
 
     def regressors(self, lagged, location: Tensor, scale: Tensor) -> Tensor:
-        """What is known of earlier values, (batch, time, dimensions, lags), NaN where one is missing.
+        """What is known of earlier values, (batch, time, dimensions, regressors), NaN where one is missing.
 
         In units of `scale`: earlier changes and, for one dimension or where these are over a season, how far the values
-        then stood from where the change begins. `lagged(lag)` are the values `lag` steps before each step.
+        then, and their means over the last steps, are from where the change begins. `lagged(lag)` are the values `lag`
+        steps before each step.
         """
         past = [self.change(lagged, lag) - location[:, None] for lag in self.lags]
         past += [lagged(lag) - lagged(self.difference) for lag in self.level_lags]
+        sums = list(itertools.accumulate(map(lagged, range(1, 1 + max(self.means, default=0)))))
+        past += [sums[steps - 1] / steps - lagged(self.difference) for steps in self.means]
         return torch.stack(past, 3) / scale[:, None, :, None]
 
     def of_forecast(self, cond) -> Tensor:
@@ -336,34 +343,43 @@ class RNN(Denoiser):
     def sample(self, reverse, cond) -> Tensor:
         """Paths (batch, prediction_length, dimensions), step by step: each is sampled, then read (Rasul et al. 2021).
 
-        cond is (past, window): the past of several windows, and for each path the number of its window.
+        cond is (past, window): the past of several windows, and for each path the number of its window. Last values
+        that are missing are sampled too.
         """
         past, window = cond
         context = past.features.shape[1] - self.shape[0]
         first = past.values.shape[1] - context
-        forecast, path = [], []  # in the units of the data, and in those of x_0
+        missing = past.missing[:, -context:].int()
+        gap = min(int(missing.flip(1).cumprod(1).sum(1).max()), context - 1)
+        context -= gap
+        sampled, path = [], []  # in the units of the data, from the gap on, and in those of x_0
 
         def in_context(lag):
             return past.values[:, first - lag : first - lag + context]
 
         def before_next(lag):
-            step = len(forecast) - lag
-            values = forecast[step] if step >= 0 else past.values[window, step]  # below 0: before the forecast
+            step = len(sampled) - lag
+            values = sampled[step] if step >= 0 else past.values[window, step - gap]  # below 0: before the gap
             return values[:, None]
 
         features = self.features(past)
         hidden, state = self.encoder(self.inputs(in_context, past.location, past.scale, features[:, :context]))
         state, features = tuple(part[:, window] for part in state), features[window, context:]
         location, scale = past.location[window], past.scale[window]
-        for step in range(self.shape[0]):
-            inputs = self.inputs(before_next, location, scale, features[:, step : step + 1])
+        for step in range(-gap, self.shape[0]):
+            inputs = self.inputs(before_next, location, scale, features[:, step + gap : step + gap + 1])
             hidden, state = self.encoder(inputs, state)
             drawn = reverse(self.denoiser, (1, self.shape[1]), self.project(hidden))
             if self.linear:
                 drawn = self.linear.forecast(drawn, self.regressors(before_next, location, scale))
-            path.append(drawn[:, 0])
-            value = path[-1] * scale + location
-            forecast.append(value + before_next(self.difference)[:, 0] if self.difference else value)
+            begin = before_next(self.difference)[:, 0] if self.difference else torch.zeros_like(location)
+            value = drawn[:, 0] * scale + location + begin
+            if step < 0:
+                value = torch.where(past.missing[window, step], value, past.values[window, step])
+            else:
+                shown = past.values[window, step - self.difference] if step < self.difference else begin
+                path.append(drawn[:, 0] + ((begin - shown) / scale).nan_to_num(0))
+            sampled.append(value)
         return torch.stack(path, 1)
 
     def compile(self, **settings) -> None:
@@ -397,25 +413,26 @@ class LinearForecast(nn.Module):
 
     @torch.no_grad()
     def fit(self, batches) -> None:
-        """Fit by ridge regression to batches of (regressors, x_0, weight), to steps whose regressors are all known.
+        """Fit by ridge regression to batches of (regressors, x_0, weight).
 
-        The penalty is that of the least generalised cross-validation (Golub, Heath & Wahba 1979), whose error, larger
-        than that of the fit, is the spread.
+        A step that lacks a regressor counts a third. The penalty is that of the least generalised cross-validation
+        (Golub, Heath & Wahba 1979), whose error, larger than that of the fit, is the spread.
         """
         regressors, x_0, weight = (torch.cat(part).double() for part in zip(*batches))
         length = x_0.shape[1]
-        known = weight * regressors.isfinite().all(3)
-        weight = known if 2 * known.sum() >= weight.sum() else weight
+        weight = weight * (1 + 2 * regressors.isfinite().all(3)) / 3
         regressors = F.pad(regressors.nan_to_num(0), (1, 0), value=1.0)
         for i, (x, y, w) in enumerate(zip(regressors.unbind(2), x_0.unbind(2), weight.unbind(2))):
-            x, y = x[w > 0], y[w > 0]
-            size = (x**2).mean(0).clamp(min=1e-12).sqrt()
-            u, s, v = torch.linalg.svd(x / size / len(x) ** 0.5, full_matrices=False)
-            projection = u.T @ y / len(x) ** 0.5
+            count = (w > 0).sum()
+            root = (w / w.sum()).sqrt().flatten()
+            x, y = x.flatten(0, 1) * root[:, None], y.flatten() * root
+            size = (x**2).sum(0).clamp(min=1e-12).sqrt()
+            u, s, v = torch.linalg.svd(x / size, full_matrices=False)
+            projection = u.T @ y
             penalties = 10.0 ** torch.arange(-6, 3.01, 0.5, dtype=torch.float64)[:, None]
             shrink = s**2 / (s**2 + penalties)
-            error = (y**2).mean() - (shrink * (2 - shrink) * projection**2).sum(1)
-            effective = max(2, len(x) / length)  # a time is in as many windows as a forecast has steps
+            error = (y**2).sum() - (shrink * (2 - shrink) * projection**2).sum(1)
+            effective = max(2, count / length)  # a time is in as many windows as a forecast has steps
             score = error.clamp(min=1e-12) / (1 - shrink.sum(1) / effective).clamp(min=0.05) ** 2
             best = score.argmin()
             self.weights[i] = (v.T @ (shrink[best] / s.clamp(min=1e-12) * projection) / size).float()

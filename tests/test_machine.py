@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from tiny_diffusion.machine import NOISE_BLOCK, check_memory, choose_device, explained, noise_of, seed_from
+from tiny_diffusion.machine import (
+    NOISE_BLOCK,
+    check_memory,
+    choose_device,
+    explained,
+    noise_of,
+    paired_noise_of,
+    seed_from,
+)
 from tiny_diffusion.messages import UsageError
 
 
@@ -17,6 +25,15 @@ def test_noise_depends_on_a_sample_s_number_and_not_on_its_batch():
         for drawn in whole:
             assert torch.equal(draw((2, 3)), drawn[numbers.start : numbers.stop])
     assert not torch.equal(noise_of(8, range(number), "cpu")((2, 3)), whole[0])
+
+
+def test_every_second_path_of_a_history_has_the_negated_noise_of_the_one_before():
+    whole = paired_noise_of(7, range(5 * 40), "cpu", 5)((2, 3))
+    pairs = whole.view(20, 2, 5, 2, 3)
+    assert torch.equal(pairs[:, 1], -pairs[:, 0]) and len(pairs[:, 0].unique()) == pairs[:, 0].numel()
+    for paths in (range(1), range(3, 8), range(39, 40)):
+        drawn = paired_noise_of(7, range(5 * paths.start, 5 * paths.stop), "cpu", 5)((2, 3))
+        assert torch.equal(drawn, whole[5 * paths.start : 5 * paths.stop])
 
 
 def test_seeds_of_epochs_and_processes_differ():

@@ -1,5 +1,6 @@
 """Time series: scaling, missing values, vectors and panels, what a run forecasts, what a checkpoint keeps."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,7 +12,9 @@ from helpers import HOURS, LENGTH, TINY, load, remembered, rnn, row, waves, writ
 
 import ddpm
 from datasets import restore
+from tiny_diffusion import forecasts
 from tiny_diffusion.messages import UsageError
+from tiny_diffusion.windows import Windows
 
 
 @pytest.mark.parametrize("difference", [0, 1, 24])
@@ -152,7 +155,7 @@ def as_before(facts):
     facts = dict(facts)
     arrays = {"recent": facts.pop("last_pasts"), "known": facts.pop("last_covariates")}
     texts = {name: np.asarray(array, np.float32).tobytes().decode("latin-1") for name, array in arrays.items()}
-    for new in ("lags", "season", "range"):
+    for new in ("lags", "means", "logarithms", "season", "range"):
         del facts[new]
     return {"typical": facts.pop("typical_scales"), "ends": facts.pop("forecast_starts")} | facts | texts
 
@@ -233,6 +236,21 @@ def test_a_single_series_is_forecast_by_regression_before_any_training(tmp_path)
     assert 0.8 < scores["coverage_90"] <= 1
 
 
+def test_logarithms_are_learned_where_changes_grow_with_the_level(tmp_path):
+    generator, time = np.random.default_rng(0), np.arange(400)
+    values = np.exp(3 + 0.005 * time + 0.3 * (time % 7 > 4) + 0.05 * generator.normal(size=400))
+    data = single(tmp_path, values)
+    assert data.facts.logarithms and restore(data.facts.model_dump()).facts.logarithms
+    x_0, _, _ = next(data.held_out(2, 2, "cpu"))
+    np.testing.assert_allclose(data.decode(x_0), data.windows.truth[:2], rtol=1e-4)
+    assert data.decode(-1000 * torch.ones(2, 14, 1)).min() >= 0 and np.isfinite(data.decode(x_0 + 1e9)).all()
+    assert data.typical_scales[0] == pytest.approx(np.sqrt(np.mean(np.diff(np.log(values[:330])) ** 2)), rel=0.02)
+    forecaster = forecasts.Forecaster(data, None)
+    entry = {"start": pd.Period("2022-01-01", "D"), "target": np.append(values, 0)}
+    with pytest.raises(ValueError, match="a value that is not above 0"):
+        forecaster.window(entry)
+
+
 def test_large_values_keep_their_small_changes(tmp_path, ddpm_command):
     values = 123472800.0 + 40 * np.arange(300) + np.random.default_rng(0).normal(size=300)
     data = single(tmp_path, values)
@@ -242,6 +260,26 @@ def test_large_values_keep_their_small_changes(tmp_path, ddpm_command):
     assert ddpm_command("--dataset", "series", "--data_dir", tmp_path / "one.csv", *flags).returncode == 0
     means = pd.read_csv("exps/series_base/forecast.csv")["mean"]
     assert np.abs(means.diff()[1:14] - 40).max() < 20
+
+
+@pytest.mark.parametrize("difference", [1, 7])
+def test_forecasts_are_wider_after_a_gap(tmp_path, difference):
+    """Of a random walk whose last nine values are missing, the first step has the variance of the tenth."""
+    values = np.random.default_rng(0).normal(size=3000).cumsum()
+    data = single(tmp_path, values, difference=difference)
+    model = ddpm.new_model(ddpm.resolve({"dataset": "series"}), data, "cpu")
+    model.denoiser.fit(data.batches(256, 0, 1, "cpu"))
+    model.denoiser.eval()
+    windows = data.windows
+    spread = {}
+    for gap in (0, 9):
+        pasts = windows.pasts[:1].copy()
+        pasts[:, pasts.shape[1] - gap :] = np.nan
+        now = data.continuing(Windows(pasts, windows.starts[:1], windows.numbers[:1], windows.covariates[:1]))
+        paths = now.by_window(ddpm.sample(dataclasses.replace(model, data=now), 500, 2)[0])
+        spread[gap] = paths[:, 0, :, 0].std(0)
+    np.testing.assert_allclose(spread[9][:5], spread[0][9:], rtol=0.15)
+    assert spread[9][0] > 2 * spread[0][0]
 
 
 def test_forecasts_are_cut_to_a_range(tmp_path):

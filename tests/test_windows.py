@@ -53,6 +53,17 @@ def test_a_season_is_found_where_changes_repeat_and_none_in_noise_and_walks():
 
 
 def test_a_single_series_looks_back_around_its_season_within_half_of_its_rows():
-    assert windows.lags_of_one("M", 12, 200) == [1, 2, 3, 4, 5, 6, 11, 12, 13, 24, 25, 36]
-    assert windows.lags_of_one("M", 12, 48) == [1, 2, 3, 4, 5, 6, 11, 12, 13]
-    assert windows.lags_of_one("Y", 1, 5) == [1, 2]
+    assert windows.lags_of_one("M", 12, 200) == ([1, 2, 3, 4, 5, 6, 11, 12, 13, 24, 25, 36, 48], [6, 12, 24, 48])
+    assert windows.lags_of_one("M", 12, 48) == ([1, 2, 3, 4, 5, 6, 11, 12, 13], [6])
+    assert windows.lags_of_one("Y", 1, 5) == ([1, 2], [])
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_changes_that_grow_with_the_level_are_told_from_those_that_do_not(grows):
+    time, noise = np.arange(150), np.random.default_rng(0).normal(size=150)
+    values = 20 * 1.01**time * (1 + 0.05 * noise) if grows else 20 + 0.5 * time + noise
+    assert windows.grows_with_level(series_of(values, "M"), 12) == grows
+    values[10] = np.nan
+    assert windows.grows_with_level(series_of(values, "M"), 12) == grows
+    values[20] = 0
+    assert not windows.grows_with_level(series_of(values, "M"), 12)

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from torch import Tensor
 
 from tiny_diffusion.files import read_ahead, write
+from tiny_diffusion.machine import noise_of
 from tiny_diffusion.messages import UsageError
 
 RESIDENT_BYTES = 2**30  # data up to this size is kept on the device, larger data is read from the disk
@@ -175,6 +176,10 @@ class Data:
         if not (label.isdecimal() and int(label) < len(self.classes)):
             raise UsageError(f"--label {label}: {self.name} has the classes {', '.join(self.classes)}")
         return int(label)
+
+    def noise_of(self, seed: int, samples: range, device):
+        """Returns draw(shape): noise for these samples, the same in any batch."""
+        return noise_of(seed, samples, device)
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Whole batches in an epoch; the items left over differ from epoch to epoch."""

@@ -218,6 +218,8 @@ class Forecaster(Predictor):
         data, (values, covariates) = self.data, target_and_covariates(entry)
         if not np.isfinite(values).any(0).all():
             raise ValueError("target: no value to forecast from")
+        if data.facts.logarithms and np.nanmin(values) <= 0:
+            raise ValueError("target: a value that is not above 0; the model has learned logarithms")
         if not isinstance(entry["start"], pd.Period):
             raise ValueError(f"start: a pandas Period of {data.freq}, not {entry['start']}")
         expected, given = (data.shape[1], data.freq), (values.shape[1], entry["start"].freqstr)

@@ -89,6 +89,18 @@ def noise_of(seed: int, numbers: range, device):
     return draw
 
 
+def paired_noise_of(seed: int, numbers: range, device, histories: int):
+    """`noise_of` for paths that continue so many histories in turn; of each, every second negates the one before.
+
+    By such antithetic variates (Hammersley & Morton 1956) few paths have nearly the mean and median of many.
+    """
+    path, history = np.divmod(numbers, histories)
+    number = path // 2 * histories + history
+    draw = noise_of(seed, range(number.min(), number.max() + 1), device)
+    index, sign = (torch.from_numpy(part).to(device) for part in (number - number.min(), 1 - 2 * (path % 2)))
+    return lambda shape: draw(shape)[index] * sign.view(-1, *(1,) * len(shape))
+
+
 def check_memory(flags: str, size: float, device) -> None:
     """Raise UsageError, which names `flags`, where `size` bytes are more than the device's memory."""
     device = torch.device(device)

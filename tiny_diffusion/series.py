@@ -14,8 +14,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from tiny_diffusion import forecasts
+from tiny_diffusion.arrays import LARGEST
 from tiny_diffusion.data import Count, Data, Facts, Number, Positive, Size, Text, in_batches
 from tiny_diffusion.files import write
+from tiny_diffusion.machine import paired_noise_of
 from tiny_diffusion.messages import UsageError
 from tiny_diffusion.windows import (
     Group,
@@ -25,6 +27,7 @@ from tiny_diffusion.windows import (
     calendar_features,
     changes,
     concatenated,
+    grows_with_level,
     lags_of,
     lags_of_one,
     last_seen,
@@ -55,8 +58,10 @@ class SeriesFacts(Facts):
     context_length: Annotated[Size, Field(lt=2**17)]
     difference: Annotated[Count, Field(lt=2**17)]
     lags: list[Size]
+    means: list[Size]  # over so many last values
     season: Size
     scaling: Literal["mean", "standard"]
+    logarithms: bool  # of the values are learned
     range: tuple[Number, Number] | None = None  # that forecasts are cut to
     typical_scales: list[list[Positive | None]]
     categories: list[list[Count]]
@@ -68,7 +73,8 @@ class SeriesFacts(Facts):
     @model_validator(mode="before")
     @classmethod
     def complete(cls, facts: dict) -> dict:
-        """Facts as checkpoints had them before they had lags of their own, and before they could hold tensors."""
+        """Facts as checkpoints had them before they had lags or logarithms, and before they could hold tensors."""
+        facts = {"means": [], "logarithms": False} | facts
         if "lags" not in facts:
             lags = lags_of(facts["freq"], facts["shape"][1])
             facts = facts | {"lags": lags, "season": get_seasonality(facts["freq"])}
@@ -110,7 +116,7 @@ class Series(Data):
         self.typical_scales = torch.tensor(np.array([*facts.typical_scales, unknown], np.float32))
         new = [max(column) + 1 for column in zip(*facts.categories)]
         self.categories = torch.tensor(np.array([*facts.categories, new], int))
-        self.past_length = max(facts.lags) + self.difference + self.context_length
+        self.past_length = max(facts.lags + facts.means) + self.difference + self.context_length
         if windows is None:
             starts = [pd.Period(start, self.freq) for start in facts.forecast_starts]
             pasts, covariates = facts.last_pasts.numpy(), facts.last_covariates.numpy()
@@ -118,7 +124,7 @@ class Series(Data):
         self.windows, self.validated, self.histories = windows, validated, len(windows.starts)
         self.animated = int(np.clip(40000 // (self.histories * math.prod(self.shape)), 1, 40))
         self.filled = np.stack([last_seen(past) for past in windows.pasts]).astype(float)
-        self.anchors = np.stack([self.anchor_of(past) for past in self.filled])
+        self.anchors = np.stack([self.anchor_of(past) for past in self.learned(self.filled)])
         self.past = self.past_of_windows()
 
     def continuing(self, windows: Windows) -> "Series":
@@ -138,6 +144,7 @@ class Series(Data):
             facts.last_pasts.shape == (groups, self.past_length, dimensions),
             facts.last_covariates.shape == (groups, known, len(facts.covariates)),
             not (facts.last_pasts.isinf().any() or facts.last_covariates.isinf().any()),
+            not (facts.logarithms and (facts.last_pasts <= 0).any()),
         ]
         if not all(fitting):
             raise ValueError("sizes that do not fit together")
@@ -151,6 +158,7 @@ class Series(Data):
     def network_settings(self):
         return {
             "lags": self.facts.lags,
+            "means": self.facts.means,
             "difference": self.difference,
             "features": self.past.features.shape[2],
             "categories": (self.categories[-1] + 1).tolist(),
@@ -184,7 +192,7 @@ class Series(Data):
         times = calendar(first, max(offset + group.train_end for offset, group in zip(offsets, groups)), self.freq)
         above, parts = ((self.past_length, 0), (0, 0)), []
         for offset, group in zip(offsets, groups):
-            values = group.values[: group.train_end]
+            values = self.learned(group.values[: group.train_end])
             values = np.pad(values - self.anchor_of(values), above, constant_values=np.nan).astype(np.float32)
             covariates = self.standardised(group.covariates[: group.train_end])
             known = np.concatenate([times[offset : offset + group.train_end], covariates], 1)
@@ -200,8 +208,13 @@ class Series(Data):
         length = self.past_length + self.prediction_length
         times = np.stack([calendar(start - self.past_length, length, self.freq) for start in starts])
         known = np.concatenate([times, self.standardised(covariates)], 2)
-        values, filled = ((part - self.anchors[:, None]).astype(np.float32) for part in (pasts, self.filled))
+        parts = (self.learned(part) - self.anchors[:, None] for part in (pasts, self.filled))
+        values, filled = (part.astype(np.float32) for part in parts)
         return self.encoded_windows(*map(torch.from_numpy, (values, filled, known)), typical, categories)[0]
+
+    def learned(self, values: np.ndarray) -> np.ndarray:
+        """Values as they are learned: their logarithms, or as they are."""
+        return np.log(values) if self.facts.logarithms else values
 
     def anchor_of(self, values: np.ndarray) -> np.ndarray:
         """What values (time, dimensions) are counted from, so that float32 can hold changes of large ones."""
@@ -229,7 +242,8 @@ class Series(Data):
         change = changes(values, self.difference)[:, self.past_length - self.difference - self.context_length :]
         context, change = change[:, : self.context_length], change[:, self.context_length :]
         location, scale = self.location_and_scale(context, typical)
-        past = Past(filled, location, scale, self.features(scale, typical, known), categories)
+        missing = values[:, : self.past_length].isnan()
+        past = Past(filled, missing, location, scale, self.features(scale, typical, known), categories)
         return past, (change - location[:, None]) / scale[:, None]
 
     def location_and_scale(self, context: Tensor, typical: Tensor) -> tuple[Tensor, Tensor]:
@@ -277,7 +291,7 @@ class Series(Data):
 
     def held_out(self, batch_size, number, device):
         """Yield (x_0, None, None) of the true values of the windows, in turn."""
-        known = np.concatenate([self.windows.pasts, self.windows.truth], 1)
+        known = self.learned(np.concatenate([self.windows.pasts, self.windows.truth], 1))
         change = torch.from_numpy(changes(known, self.difference)[:, -self.prediction_length :]).float()
         x_0 = ((change - self.past.location[:, None]) / self.past.scale[:, None]).nan_to_num(0)
         for first in range(0, number, batch_size):
@@ -289,15 +303,19 @@ class Series(Data):
         past = Past(*(part.to(device) for part in self.past))
         return past, torch.tensor(samples, device=device) % self.histories
 
+    def noise_of(self, seed, samples, device):
+        return paired_noise_of(seed, samples, device, self.histories)
+
     def decode(self, x):
         """Paths in the units of the data, (n, prediction_length, dimensions)."""
         window = torch.arange(len(x)) % self.histories
         steps = (x.cpu() * self.past.scale[window][:, None] + self.past.location[window][:, None]).double().numpy()
         if self.difference:
-            past = self.filled[:, -self.difference :]
+            past = self.learned(self.filled[:, -self.difference :])
             for t in range(self.prediction_length):
                 earlier = t - self.difference  # below 0: before the forecast
                 steps[:, t] += steps[:, earlier] if earlier >= 0 else past[window, earlier]
+        steps = np.exp(steps.clip(max=np.log(LARGEST))) if self.facts.logarithms else steps
         return steps.clip(*self.facts.range) if self.facts.range else steps
 
     def by_window(self, x) -> np.ndarray:
@@ -372,10 +390,13 @@ def from_groups(name: str, groups: list[Group], names, covariates, categories, l
     learned, single = [group for group in groups if group.train_end], len(names) == 1
     season = config.season or season_of(learned, freq)
     print(f"{name}: a season of {season} steps" if season > 1 else f"{name}: no season")
-    difference, lags = config.difference, lags_of_one(freq, season, longest) if single else lags_of(freq, dimensions)
+    lags, means = lags_of_one(freq, season, longest) if single else (lags_of(freq, dimensions), [])
+    difference = config.difference
     if difference is None:  # of one series, whose seasons are among the lags of a linear forecast, over a step
         difference = 1 if single else default_difference(get_seasonality(freq), longest - context_length - length)
-    past_length = max(lags) + difference + context_length
+    if logarithms := single and grows_with_level(groups, season):
+        print(f"{name}: changes grow with the level; learned are logarithms")
+    past_length = max(lags + means) + difference + context_length
     train, validated = training_rows(learned, difference, past_length, context_length, length)
     scored = [group for group in groups if group.begins]
     check_years([time for g in groups for time in (g.start, g.start + len(g.values))], past_length, length - 1)
@@ -388,8 +409,9 @@ def from_groups(name: str, groups: list[Group], names, covariates, categories, l
         raise UsageError(f"--prediction_length {length}: {remedy}")
     facts = {"name": name, "shape": [length, dimensions], "freq": freq, "names": names, "categories": categories}
     facts |= {"context_length": context_length, "difference": difference, "scaling": config.scaling}
-    facts |= {"lags": lags, "season": season, "range": config.range}
-    facts |= training_facts(learned, difference, covariates, categories) | last_windows(groups, past_length, length)
+    facts |= {"lags": lags, "means": means, "season": season, "range": config.range, "logarithms": logarithms}
+    facts |= training_facts(learned, difference, covariates, categories, logarithms)
+    facts |= last_windows(groups, past_length, length)
     windows = concatenated([windows_of(group, past_length, length) for group in scored])
     items = {"items": groups, "train": train, "test": [g.values[:begin] for g in scored for begin in g.begins]}
     data = Series(SeriesFacts(**facts), windows, validated, **items)
@@ -418,11 +440,12 @@ def default_difference(season: int, steps: int) -> int:
     return season if season > 7 and steps >= 2 * season else 1
 
 
-def training_facts(groups: list[Group], difference: int, covariates: list[str], categories) -> dict:
+def training_facts(groups: list[Group], difference: int, covariates: list[str], categories, logarithms: bool) -> dict:
     """What is kept of the rows that are learned from: typical scales, and mean and deviation of each covariate."""
     typical = [[None] * groups[0].values.shape[1] for _ in categories]
     for group in groups:
-        typical[group.number] = typical_scale(group.values[: group.train_end], difference).tolist()
+        values = group.values[: group.train_end]
+        typical[group.number] = typical_scale(np.log(values) if logarithms else values, difference).tolist()
     seen = np.concatenate([group.covariates[: group.train_end] for group in groups]).astype(float)
     moments = zip(np.nanmean(seen, 0).tolist(), np.fmax(np.nanstd(seen, 0), 1e-6).tolist())
     return {"typical_scales": typical, "covariates": dict(zip(covariates, moments))}

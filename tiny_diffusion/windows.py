@@ -20,6 +20,7 @@ from tiny_diffusion.arrays import LARGEST
 
 LAGS = {"D": [1, 7, 14, 28, 364], "W": [1, 2, 4, 13, 26, 52]}  # in steps, where a season is no day
 LAGS |= {"M": [1, 2, 3, 12, 24, 36], "Q": [1, 2, 4, 8, 12], "Y": [1, 2, 3]}
+MEANS = (6, 12, 24, 48, 96)  # over so many last values
 SEASONS = {"D": [7], "B": [5], "W": [52], "M": [12], "Q": [4], "h": [24, 168], "30min": [48, 336]}  # to look for
 
 logging.getLogger("gluonts.time_feature").setLevel(logging.ERROR)  # which warns of steps of several units
@@ -57,6 +58,7 @@ class Past(NamedTuple):
     """What a forecast is conditioned on, as `models.RNN` describes it."""
 
     values: Tensor
+    missing: Tensor
     location: Tensor
     scale: Tensor
     features: Tensor
@@ -119,6 +121,18 @@ def repetition(moves: np.ndarray, season: int) -> tuple[float, float]:
     return correlation[season], max(0.3, chance)
 
 
+def grows_with_level(groups: list[Group], season: int) -> bool:
+    """Whether the changes of one positive series, over a season, grow with its level.
+
+    By the profile likelihood of a seasonal random walk with drift (Box & Cox 1964): logarithms then change alike.
+    """
+    if not all(np.nanmin(group.values) > 0 for group in groups):
+        return False
+    values = np.concatenate([group.values[: group.train_end] for group in groups])
+    sizes = [np.nanvar(changes(part[None], season)) for part in (values, np.log(values))]
+    return bool(sizes[1] * np.exp(2 * np.nanmean(np.log(values))) < sizes[0])
+
+
 def lags_of(freq: str, dimensions: int) -> list[int]:
     """How far back the RNN looks, in steps: one, a day and a week; for one dimension all days of it, and two weeks."""
     season, unit = get_seasonality(freq), freq.split("-")[0]
@@ -126,12 +140,17 @@ def lags_of(freq: str, dimensions: int) -> list[int]:
     return LAGS.get(unit) or [1, *(season * day for day in days if season > 1)]
 
 
-def lags_of_one(freq: str, season: int, rows: int) -> list[int]:
-    """Those of a single series: also the last steps and those around one and two seasons, within half of its rows."""
-    lags = {*lags_of(freq, 1), *range(1, 13 if freq.startswith("Y") else 7)}
+def lags_of_one(freq: str, season: int, rows: int) -> tuple[list[int], list[int]]:
+    """Those of a single series, of up to five seasons within half of its rows; and over how many steps it takes means.
+
+    The longest mean is a lag as well: beside it, that tells of a trend.
+    """
+    means = [steps for steps in MEANS if 4 * steps < rows]
+    lags = {*lags_of(freq, 1), *range(1, 13 if freq.startswith("Y") else 7), *means[-1:]}
     if season > 1:
         lags |= {season - 1, season, season + 1, 2 * season, 2 * season + 1}
-    return [lag for lag in sorted(lags) if lag == 1 or 2 * lag < rows]
+        lags |= {number * season for number in (3, 4, 5) if 4 * number * season < rows}
+    return [lag for lag in sorted(lags) if lag == 1 or 2 * lag < rows], means
 
 
 def typical_scale(values: np.ndarray, difference: int) -> np.ndarray:

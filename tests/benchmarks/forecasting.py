@@ -7,11 +7,12 @@
 
 The sets are GluonTS's, in --data_dir/gluonts; their test windows are forecast, or --windows of them, spread over the
 last year, with nothing after the first of them to learn from. GluonTS's Evaluator scores: CRPS is its
-mean_wQuantileLoss over 0.05, 0.10 ... 0.95, pooled over all windows, MASE and sMAPE are those of the median. Seconds
-are the processor's, in training and forecasting. Every forecaster learns from all series of a set, statsforecast's from
-one at a time. All have their library's defaults; LightGBM, which has none for series, is told in `lightgbm` below. A
-CSV of one series, in --data_dir, is named with the steps to forecast and, where it is not the calendar's, its season:
-its last tenth is forecast, in five windows at most. Any other flags, at the end, are ddpm.py's: --seed 1, --epochs 2.
+mean_wQuantileLoss over 0.05, 0.10 ... 0.95, pooled over all windows, MASE and sMAPE are those of the median; relative
+is the mean over series of the CRPS in units of seasonal naive's. Seconds are the processor's, in training and
+forecasting. Every forecaster learns from all series of a set, statsforecast's from one at a time. All have their
+library's defaults; LightGBM, which has none for series, is told in `lightgbm` below. A CSV of one series, in
+--data_dir, is named with the steps to forecast and, where it is not the calendar's, its season: its last tenth is
+forecast, in five windows at most. Any other flags, at the end, are ddpm.py's: --seed 1, --epochs 2.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from statsforecast.models import MSTL, AutoETS, AutoTheta, SeasonalNaive
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import ddpm
-from tiny_diffusion.forecasts import QUANTILES, quantiles
+from tiny_diffusion.forecasts import QUANTILES, quantiles, weighted_quantile_loss
 
 PATHS = 100
 READ = 3000  # steps of a series at most that statsforecast's models learn from, which take time in proportion
@@ -214,6 +215,18 @@ def scores(task: Task, levels: np.ndarray, item) -> dict:
     return {"CRPS": found["mean_wQuantileLoss"], "MASE": found["MASE"], "sMAPE": found["sMAPE"], "90%": coverage}
 
 
+def relative_crps(task: Task, levels: np.ndarray) -> float:
+    """The mean over series of the CRPS, in units of that of repeating the last season: it counts each series alike."""
+    pasts, ratios = task.pasts, []
+    for item in dict.fromkeys(entry["item_id"] for entry in task.train):
+        chosen = [i for i, window in enumerate(task.windows) if window["item_id"] == item]
+        truth = np.stack([task.windows[i]["target"][-task.length :] for i in chosen])
+        naive = np.stack([np.resize(pasts[i]["target"][-task.seasons[0] :], task.length) for i in chosen])
+        ours, theirs = (weighted_quantile_loss(part, truth) for part in (levels[chosen].swapaxes(0, 1), naive[None]))
+        ratios.append(ours / theirs)
+    return float(np.ma.masked_invalid(ratios).mean())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="+", metavar="SET")
@@ -232,15 +245,15 @@ def main():
             task = read(arguments.data_dir / "gluonts" / name, arguments.windows)
         items = list(dict.fromkeys(entry["item_id"] for entry in task.train))
         print(f"{name}: {len(items)} series, {len(task.windows)} windows of {task.length} steps")
-        print(f"{'':30}{'CRPS':>9}{'MASE':>9}{'sMAPE':>9}{'90%':>9}{'seconds':>9}")
+        print(f"{'':30}{'CRPS':>9}{'MASE':>9}{'sMAPE':>9}{'90%':>9}{'seconds':>9}{'relative':>10}")
         for label, forecast in forecasters.items():
             start = time.process_time()
             levels = forecast(task)
-            seconds = time.process_time() - start
+            seconds, relative = time.process_time() - start, relative_crps(task, levels)
             for item in items if len(items) <= FEW else [None]:
                 row = scores(task, levels, item)
-                figures = f"{row['CRPS']:9.4f}{row['MASE']:9.3f}{row['sMAPE']:9.2%}{row['90%']:9.1%}{seconds:9.0f}"
-                print(f"{label:30}{figures}  {item or ''}", flush=True)
+                figures = f"{row['CRPS']:9.4f}{row['MASE']:9.3f}{row['sMAPE']:9.2%}{row['90%']:9.1%}"
+                print(f"{label:30}{figures}{seconds:9.0f}{relative:10.3f}  {item or ''}", flush=True)
 
 
 if __name__ == "__main__":
