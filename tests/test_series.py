@@ -251,6 +251,18 @@ def test_logarithms_are_learned_where_changes_grow_with_the_level(tmp_path):
         forecaster.window(entry)
 
 
+def test_a_single_series_looks_at_means_of_its_last_values(tmp_path):
+    values = np.random.default_rng(0).normal(size=300).cumsum()
+    data = single(tmp_path, values)
+    assert data.facts.means == [6, 12, 24, 48]
+    (_, past, _), *_ = data.read([row(data, 100)], "cpu")
+    found = rnn(data).of_forecast(past)[0, 3, 0, -4:] * past.scale
+    first = 100 + data.context_length + 3  # the step forecast
+    np.testing.assert_allclose(
+        found[0], [values[first - n : first].mean() - values[first - 1] for n in data.facts.means], rtol=1e-3, atol=1e-4
+    )
+
+
 def test_large_values_keep_their_small_changes(tmp_path, ddpm_command):
     values = 123472800.0 + 40 * np.arange(300) + np.random.default_rng(0).normal(size=300)
     data = single(tmp_path, values)
