@@ -649,7 +649,7 @@ def follow(average, network, step: int, ema_decay: float) -> None:
 
 
 class Distillation(Run):
-    """A run whose model, the student, learns to draw in few calls what `teacher` draws in many.
+    """A run whose model, the student, learns to draw in few calls what `teacher` draws in many; see `distillation`.
 
     Its held-out loss is how far its samples are from the data. The learning rate falls to zero.
     """
@@ -662,8 +662,10 @@ class Distillation(Run):
         for denoiser in (model.denoiser, self.average.denoiser):
             denoiser.load_state_dict(teacher.denoiser.state_dict())
         model.denoiser.eval()  # the encoder of a forecaster stays as it is
-        self.fake = copy.deepcopy(teacher.denoiser.called).requires_grad_()
-        rates = {model.denoiser.called: rate, self.fake: distillation.FAKE_RATE * rate}
+        self.fake, rates = None, {model.denoiser.called: rate}
+        if model.data.shape[1:] != (1,):
+            self.fake = copy.deepcopy(teacher.denoiser.called).requires_grad_()
+            rates[self.fake] = distillation.FAKE_RATE * rate
         self.optimizers = [distillation.optimizer(network, rate) for network, rate in rates.items()]
         if process()[1] > 1:
             for weight in itertools.chain.from_iterable(network.parameters() for network in rates):
@@ -680,7 +682,12 @@ class Distillation(Run):
         yield from itertools.islice(itertools.chain.from_iterable(epochs), distillation.STEPS)
 
     def learn(self, batch):
-        return distill_step(self, batch)
+        return (distill_step if self.fake else energy_step)(self, batch)
+
+    def share(self) -> float:
+        """Of the learning rate."""
+        left = 1 - (self.step - 1) / (self.model.config.epochs * distillation.STEPS)
+        return left * min(1, self.step / distillation.WARMUP)
 
     def held_out_loss(self, epoch, items):
         score = distillation.score(self.average, self.teacher, generate)
@@ -695,12 +702,13 @@ class Distillation(Run):
         teacher = self.teacher
         kept = {"config": vars(teacher.config), "data": teacher.data.facts.model_dump()}
         kept |= {"average": teacher.denoiser.state_dict()}
-        return super().state_dict() | {"teacher": kept, "fake": self.fake.state_dict()}
+        return super().state_dict() | {"teacher": kept, "fake": self.fake.state_dict() if self.fake else {}}
 
     def load_state_dict(self, state):
         super().load_state_dict(state)
         with reading(f"the checkpoint cannot be resumed: {UNFIT}"):
-            self.fake.load_state_dict(state["fake"])
+            if self.fake:
+                self.fake.load_state_dict(state["fake"])
 
 
 def generate(model: Model, cond, x_T: Tensor) -> Tensor:
@@ -725,9 +733,7 @@ def distill_step(run: Distillation, batch) -> Tensor:
     model, config, teacher, (x_0, cond, _) = run.model, run.model.config, run.teacher, batch
     data, scheduler, student = model.data, model.scheduler, model.denoiser.called
     optimizer, *fake_optimizer = run.optimizers
-    left = 1 - run.step / (config.epochs * distillation.STEPS)
     run.step += 1
-    share = min(1, run.step / distillation.WARMUP) * left
     with torch.no_grad():
         cond = teacher.denoiser.called_with(cond)
     x_T, noise = (random_share(torch.randn, x_0.shape, run.generator) for _ in range(2))
@@ -737,13 +743,28 @@ def distill_step(run: Distillation, batch) -> Tensor:
     with models.autocast(config.precision, scheduler.device):
         guidance = teacher.config.guidance
         loss = distillation.matching_loss(x, cond, teacher.denoiser.called, run.fake, scheduler, guidance, t, noise)
-    norm = descend(loss, student, [optimizer], share)
+    norm = descend(loss, student, [optimizer], run.share())
     follow(run.average.denoiser.called, student, run.step, config.ema_decay)
     for _ in range(distillation.FAKE_STEPS):
         drawn = x.detach(), cond, None
         with models.autocast(config.precision, scheduler.device):
             loss = training_loss(run.fake, scheduler, data, drawn, run.generator, config.time_power, class_dropout=0)
-        descend(loss, run.fake, fake_optimizer, share)
+        descend(loss, run.fake, fake_optimizer, run.share())
+    return torch.stack([loss.detach(), norm])
+
+
+def energy_step(run: Distillation, batch) -> Tensor:
+    """A step of the student on the energy score of its samples for x_0; returns that and the norm of its gradient."""
+    model, (x_0, cond, weight) = run.model, batch
+    student, paths = model.denoiser.called, distillation.LEARNED_PATHS
+    run.step += 1
+    with torch.no_grad():
+        x_0, cond = model.denoiser.residual(x_0, cond), model.denoiser.called_with(cond)
+    x_0, cond, weight = (part.repeat_interleave(paths, 0) for part in (x_0, cond, weight))
+    x = generate(model, cond, random_share(torch.randn, x_0.shape, run.generator))
+    loss = distillation.energy_score(weight * x, weight * x_0, paths)
+    norm = descend(loss, student, run.optimizers, run.share())
+    follow(run.average.denoiser.called, student, run.step, model.config.ema_decay)
     return torch.stack([loss.detach(), norm])
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from gluonts.dataset.common import ListDataset
@@ -178,9 +179,21 @@ def test_what_cannot_be_distilled_is_said_in_one_line(ddpm_command, short, tmp_p
 def test_the_energy_score_is_least_for_the_true_spread():
     """Of N(0, s^2) in one dimension, for N(0, 1): sqrt(2 (1 + s^2) / pi) - s / sqrt(pi)."""
     generator = torch.Generator().manual_seed(0)
-    x_0 = torch.randn(20000, 1, 1, generator=generator).repeat_interleave(distillation.PATHS, 0)
+    x_0 = torch.randn(20000, 1, 1, generator=generator).repeat_interleave(8, 0)
     x, scores = torch.randn(x_0.shape, generator=generator), []
     for s in (0.5, 1.0, 2.0):
-        scores.append(distillation.energy_score(s * x, x_0, None))
+        scores.append(distillation.energy_score(s * x, x_0, 8).item())
         assert scores[-1] == pytest.approx((2 * (1 + s**2) / np.pi) ** 0.5 - s / np.pi**0.5, rel=0.02)
     assert scores[1] == min(scores)
+
+
+def test_one_number_at_a_time_is_learned_from_the_data(ddpm_command, short, tmp_path):
+    csv = write_csv(tmp_path / "my.csv", waves(300, 1))
+    folder = distilled(ddpm_command, "series", "--data_dir", csv, "--prediction_length", 6)
+    log = pd.read_csv(folder / "log.csv")
+    assert log["held_out_loss"].notna().all() and (log["loss"] < 2).all()
+    before = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert "fake_adamw" not in before and before["step"] == 9
+    assert ddpm_command("--resume", "--experiment_name", folder.name).returncode == 0
+    after = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert all(torch.equal(before["model"][name], after["model"][name]) for name in before["model"])

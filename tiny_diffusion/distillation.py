@@ -5,6 +5,9 @@ denoisers say what they would make of it: the teacher, mu_real, who knows the da
 student's samples by the ordinary training loss. Where they disagree, the student's distribution is not the teacher's.
 (Yin et al. 2024, "One-step Diffusion with Distribution Matching Distillation", DMD, and "Improved Distribution Matching
 Distillation", DMD2: a start from the teacher's weights, several steps of mu_fake to one of the student.)
+
+Where a sample is a single number, the next value of a series, the student learns from the data instead: its samples'
+energy score, a proper score, says all that is to be learned, and validation windows prefer that.
 """
 
 import itertools
@@ -25,6 +28,7 @@ FEW = 8  # values of a sample below which their mean may be as good as zero
 COMPARED = {"points": 4000, "images": 1000, "audio": 500, "series": 256}  # items that samples are scored against
 FEATURES_AT = 0.2  # of the chain: the noise at which the teacher looks at images and sounds
 PATHS = 16  # drawn for each step of a window, to score them
+LEARNED_PATHS = 4  # the same, to learn from
 
 
 def matching_loss(x: Tensor, cond, teacher, fake, scheduler, guidance: float, t: Tensor, noise: Tensor) -> Tensor:
@@ -78,18 +82,26 @@ def points_apart(x: Tensor, x_0: Tensor, teacher) -> float:
     return sliced_wasserstein(x, x_0) + nearest_distance(x, x_0) + nearest_distance(x_0, x)
 
 
-def energy_score(x: Tensor, x_0: Tensor, teacher) -> float:
-    """Of PATHS samples each, one after the other, for items (n, time, dimensions): E|x - x_0| - E|x - x'| / 2.
+def energy_score(x: Tensor, x_0: Tensor, paths: int) -> Tensor:
+    """Of so many samples x each, one after the other, for items x_0 (n, time, dimensions): E|x - x_0| - E|x - x'| / 2.
 
-    What the CRPS is for vectors (Gneiting & Raftery 2007, eq. 22).
+    What the CRPS is for vectors (Gneiting & Raftery 2007, eq. 22); the best x are drawn from x_0's distribution.
     """
-    x = x.unflatten(0, (-1, PATHS))
-    error = (x - x_0.unflatten(0, (-1, PATHS))[:, :1]).norm(dim=-1).mean()
-    spread = (x - x.roll(1, dims=1)).norm(dim=-1).mean()
-    return (error - spread / 2).item()
+    x, x_0 = (part.unflatten(0, (-1, paths)) for part in (x, x_0))
+    others = torch.stack([x.roll(i, dims=1) for i in range(1, paths)])
+
+    def distance(one, other):
+        return ((one - other).square().sum(-1) + 1e-12).sqrt().mean()  # smooth where they are equal
+
+    return distance(x, x_0) - distance(x, others) / 2
 
 
-APART = {"points": points_apart, "images": seen_apart, "audio": seen_apart, "series": energy_score}
+def forecasts_apart(x: Tensor, x_0: Tensor, teacher) -> float:
+    """Energy score of samples for what came next."""
+    return energy_score(x, x_0, PATHS).item()
+
+
+APART = {"points": points_apart, "images": seen_apart, "audio": seen_apart, "series": forecasts_apart}
 
 
 @torch.inference_mode()
