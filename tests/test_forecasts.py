@@ -76,6 +76,13 @@ def test_a_random_walk_has_the_spread_of_the_changes():
     np.testing.assert_allclose(paths.std(0)[0, -1] / 30**0.5, [1, 3], rtol=0.05)
 
 
+def test_a_random_walk_from_a_single_value_stays_there(tmp_path):
+    write_csv(tmp_path / "my.csv", waves(40, 1))
+    data = load("series", tmp_path / "my.csv", prediction_length=LENGTH)
+    data.test = [known[-1:] for known in data.test]
+    assert (forecasts.random_walk(data, 3) == data.filled[:, -1:]).all()
+
+
 @pytest.mark.parametrize("dimensions", [1, 3])
 def test_a_checkpoint_is_a_gluonts_predictor(tmp_path, ddpm_command, dimensions):
     from gluonts.evaluation import Evaluator, MultivariateEvaluator, make_evaluation_predictions

@@ -85,6 +85,7 @@ def random_walk(data, number: int) -> np.ndarray:
     for known, past in zip(data.test, data.filled):
         difference = data.difference if 0 < 2 * data.difference <= len(known) else 1
         moves = np.nan_to_num(known[difference:] - known[:-difference])
+        moves = moves if len(moves) else np.zeros((1, data.shape[1]))  # of a single value nothing is known
         seasons = -(-data.prediction_length // difference)
         first = generator.integers(len(moves) - difference + 1, size=(number, seasons, 1))
         drawn = moves[first + np.arange(difference)].cumsum(1) + past[-difference:]
