@@ -307,6 +307,11 @@ def test_odd_entries_of_a_gluonts_folder_are_read_or_refused_in_one_line(gluonts
         assert len(str(error.value)) < 600
 
 
+def test_of_a_file_beside_the_data_nothing_is_logged(gluonts_folder, caplog):
+    (gluonts_folder / "train" / "readme.txt").write_text("x")
+    assert load("series", gluonts_folder).shape == (LENGTH, 3) and not caplog.records
+
+
 def test_a_tsf_file_tells_how_far_to_forecast(tmp_path, ddpm_command):
     values = ",".join(f"{value:.2f}" for value in waves(120, 1)[:, 0])
     lines = ["@attribute series_name string", "@attribute start_timestamp date", "@frequency monthly", "@horizon 7"]

@@ -22,7 +22,7 @@ LAGS = {"D": [1, 7, 14, 28, 364], "W": [1, 2, 4, 13, 26, 52]}  # in steps, where
 LAGS |= {"M": [1, 2, 3, 12, 24, 36], "Q": [1, 2, 4, 8, 12], "Y": [1, 2, 3]}
 SEASONS = {"D": [7], "B": [5], "W": [52], "M": [12], "Q": [4], "h": [24, 168], "30min": [48, 336]}  # to look for
 
-logging.getLogger("gluonts.time_feature").setLevel(logging.ERROR)  # which warns of steps of several units
+logging.getLogger().setLevel(logging.ERROR)  # GluonTS warns of steps of several units, and of files beside its own
 
 # GluonTS counts business days by periods and names years "Y"; pandas 2 warns of both at every turn
 for message in ("Period.*B.*deprecated", "'.*' is deprecated"):
