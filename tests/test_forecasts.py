@@ -201,5 +201,7 @@ def test_the_table_of_a_forecast_has_its_quantiles(gluonts_folder):
 def test_a_predictor_refuses_what_it_cannot_forecast_from(gluonts_folder, entry, told):
     forecaster = forecasts.Forecaster(load("series", gluonts_folder), None)
     assert list(forecaster.predict([])) == []
+    with pytest.raises(ValueError, match="num_samples: 0"):
+        list(forecaster.predict([], num_samples=0))
     with pytest.raises(ValueError, match=told):
         list(forecaster.predict([{"target": waves(50).T, "start": pd.Period("2024-01-01", "h")} | entry]))

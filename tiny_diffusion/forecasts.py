@@ -205,6 +205,8 @@ class Forecaster(Predictor):
 
     def predict(self, dataset, num_samples: int = 100):
         """Yield a SampleForecast of `num_samples` paths for each entry. Raises ValueError for one that does not fit."""
+        if num_samples < 1:
+            raise ValueError(f"num_samples: {num_samples} is not 1 or more")
         if not (entries := list(dataset)):
             return
         windows = concatenated([self.window(entry) for entry in entries])._replace(truth=None)
