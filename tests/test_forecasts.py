@@ -195,6 +195,7 @@ def test_the_table_of_a_forecast_has_its_quantiles(gluonts_folder):
     [
         ({"target": np.full((3, 50), np.nan)}, "target: no value to forecast from"),
         ({"start": pd.Timestamp("2024-01-01")}, "start: a pandas Period"),
+        ({"start": None}, "start: a pandas Period"),
         ({"target": np.ones((2, 50))}, "made for 3 dimensions"),
     ],
 )

@@ -221,12 +221,12 @@ class Forecaster(Predictor):
         data, (values, covariates) = self.data, target_and_covariates(entry)
         if not np.isfinite(values).any(0).all():
             raise ValueError("target: no value to forecast from")
-        if not isinstance(entry["start"], pd.Period):
-            raise ValueError(f"start: a pandas Period of {data.freq}, not {entry['start']}")
-        expected, given = (data.shape[1], data.freq), (values.shape[1], entry["start"].freqstr)
+        if not isinstance(start := entry.get("start"), pd.Period):
+            raise ValueError(f"start: a pandas Period of {data.freq}, not {start}")
+        expected, given = (data.shape[1], data.freq), (values.shape[1], start.freqstr)
         if given != expected:
             raise ValueError("made for {} dimensions every {}, not {} every {}".format(*expected, *given))
         if covariates.shape[1] != len(data.facts.covariates):
             raise ValueError(f"feat_dynamic_real: made for {len(data.facts.covariates)}, not {covariates.shape[1]}")
-        group = Group(data.number_of(entry.get("item_id")), entry["start"], values, covariates, 0, [len(values)])
+        group = Group(data.number_of(entry.get("item_id")), start, values, covariates, 0, [len(values)])
         return windows_of(group, data.past_length, data.prediction_length)
