@@ -854,6 +854,8 @@ def main(given: dict) -> int:
     try:
         with explained():
             folder, metrics = perform(given)
+            for name, value in (metrics | {"results": folder}).items() if process()[0] == 0 else ():
+                print(f"{name}: {format_value(value)}", flush=True)
     except UsageError as error:
         return fail(str(error)) if process()[0] == 0 or isinstance(error.__cause__, RuntimeError) else 2
     except KeyboardInterrupt as stop:
@@ -861,10 +863,6 @@ def main(given: dict) -> int:
         if process()[0] == 0:
             print("; ".join(["stopped", *advice]), file=sys.stderr)
         return 128 + number
-    if process()[0] == 0:
-        for name, value in metrics.items():
-            print(f"{name}: {format_value(value)}")
-        print(f"results: {folder}")
     if dist.is_initialized():
         dist.barrier()  # torchrun ends all processes as soon as one fails: none leaves before the first is done
         dist.destroy_process_group()
@@ -893,5 +891,6 @@ if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     warnings.simplefilter("ignore")  # which libraries address to programmers
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - where it is closed
     sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are not UTF-8
     sys.exit(main(GIVEN))
