@@ -872,9 +872,10 @@ def main(given: dict) -> int:
 def perform(given: dict) -> tuple[Path, dict]:
     """Choose the device, join torchrun's other processes, and train or draw."""
     device = choose_device(given.get("device", "auto"))
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun; all wait while the first process decodes and scores
-        a_week = pd.Timedelta(days=7)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=a_week)
+    with reading("WORLD_SIZE and RANK are not as torchrun sets them ({error}); start with torchrun, or unset them"):
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # all wait while the first process decodes and scores
+            a_week = pd.Timedelta(days=7)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=a_week)
     act = from_checkpoint if {"sample", "evaluate"} & set(given) else train_or_resume
     act = look_at_data if "dry_run" in given else act
     return act(given, device)

@@ -317,6 +317,13 @@ def test_a_refused_command_leaves_no_empty_folders(train_command, tmp_path, monk
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("size", ["two", "2"])
+def test_what_torchrun_would_not_set_is_refused(size, train_command, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.delenv("RANK", raising=False)
+    refused(train_command("--dry_run"), "WORLD_SIZE and RANK are not as torchrun sets them")
+
+
 def test_an_output_that_is_full_is_one_line_and_one_that_is_closed_is_none(train_command, tmp_path, monkeypatch):
     told = lambda *words, **where: print(*words, **where) if "file" in where else no_space()  # noqa: E731
     monkeypatch.setattr(ddpm, "print", told, raising=False)
