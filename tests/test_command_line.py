@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 
 import imageio.v3 as imageio
 import numpy as np
@@ -21,17 +20,13 @@ DIGITS = ["--dataset", "digits", *SMALL, "--num_samples", "20", "--hidden_size",
 HEAVY = {"torch", "numpy", "pandas", "pydantic", "matplotlib", "filelock", "models"}  # to import
 
 
-def test_help_answers_at_once_without_torch_or_numpy_and_shows_every_default(ddpm_command):
+def test_help_loads_neither_torch_nor_numpy_and_shows_every_default(ddpm_command):
     import ddpm
 
     code = "import sys; sys.argv = ['ddpm.py', '-h']; import runpy\ntry: runpy.run_path('ddpm.py', run_name='__main__')"
     code += f"\nfinally: print(*{HEAVY} & set(sys.modules), file=sys.stderr)"
-    seconds = []
-    for _ in range(3):
-        start = time.monotonic()
-        answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-        seconds.append(time.monotonic() - start)
-    assert min(seconds) < 0.5 and answer.stderr.split() == []
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert answer.stderr.split() == []
     text = " ".join(answer.stdout.split())
     for flag, default in ddpm.DEFAULTS.items():
         assert f"--{flag} " in text

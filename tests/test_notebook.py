@@ -28,7 +28,7 @@ def notebook(tmp_path):
     notebook = nbformat.read(ROOT / "ablations.ipynb", 4)
     (settings,) = (i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
     notebook.cells.insert(settings + 1, nbformat.v4.new_code_cell(TINY))
-    return NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}})
+    return NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}})
 
 
 def pictures(notebook):
