@@ -105,6 +105,7 @@ def load(config):
             raise UsageError(f"--{flag}: only --dataset {takers[0]} takes it; leave it out")
     try:
         data = find(reader)(*arguments, config)
+        data.check()
     except (UsageError, OSError, MemoryError):
         raise
     except Exception as error:  # of any library, about any file

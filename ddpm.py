@@ -1102,6 +1102,8 @@ def main(given: dict) -> int:
     try:
         with explained():
             folder, metrics = perform(given)
+            for name, value in (metrics | {"results": folder}).items() if process()[0] == 0 else ():
+                print(f"{name}: {format_value(value)}", flush=True)
     except UsageError as error:
         return fail(str(error)) if process()[0] == 0 or isinstance(error.__cause__, RuntimeError) else 2
     except KeyboardInterrupt as stop:
@@ -1109,10 +1111,6 @@ def main(given: dict) -> int:
         if process()[0] == 0:
             print("; ".join(["stopped", *advice]), file=sys.stderr)
         return 128 + number
-    if process()[0] == 0:
-        for name, value in metrics.items():
-            print(f"{name}: {format_value(value)}")
-        print(f"results: {folder}")
     if dist.is_initialized():
         dist.barrier()  # torchrun ends all processes as soon as one fails: none leaves before the first is done
         dist.destroy_process_group()
@@ -1122,9 +1120,10 @@ def main(given: dict) -> int:
 def perform(given: dict) -> tuple[Path, dict]:
     """Choose the device, join torchrun's other processes, and train or draw."""
     device = choose_device(given.get("device", "auto"))
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun; all wait while the first process decodes and scores
-        a_week = pd.Timedelta(days=7)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=a_week)
+    with reading("WORLD_SIZE and RANK are not as torchrun sets them ({error}); start with torchrun, or unset them"):
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # all wait while the first process decodes and scores
+            a_week = pd.Timedelta(days=7)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=a_week)
     act = from_checkpoint if {"sample", "evaluate"} & set(given) else train_or_resume
     act = look_at_data if "dry_run" in given else act
     return act(given, device)
@@ -1141,5 +1140,6 @@ if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     warnings.simplefilter("ignore")  # which libraries address to programmers
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - where it is closed
     sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are not UTF-8
     sys.exit(main(GIVEN))

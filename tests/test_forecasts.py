@@ -76,6 +76,13 @@ def test_a_random_walk_has_the_spread_of_the_changes():
     np.testing.assert_allclose(paths.std(0)[0, -1] / 30**0.5, [1, 3], rtol=0.05)
 
 
+def test_a_random_walk_from_a_single_value_stays_there(tmp_path):
+    write_csv(tmp_path / "my.csv", waves(40, 1))
+    data = load("series", tmp_path / "my.csv", prediction_length=LENGTH)
+    data.test = [known[-1:] for known in data.test]
+    assert (forecasts.random_walk(data, 3) == data.filled[:, -1:]).all()
+
+
 @pytest.mark.parametrize("dimensions", [1, 3])
 def test_a_checkpoint_is_a_gluonts_predictor(tmp_path, ddpm_command, dimensions):
     from gluonts.evaluation import Evaluator, MultivariateEvaluator, make_evaluation_predictions
@@ -188,11 +195,14 @@ def test_the_table_of_a_forecast_has_its_quantiles(gluonts_folder):
     [
         ({"target": np.full((3, 50), np.nan)}, "target: no value to forecast from"),
         ({"start": pd.Timestamp("2024-01-01")}, "start: a pandas Period"),
+        ({"start": None}, "start: a pandas Period"),
         ({"target": np.ones((2, 50))}, "made for 3 dimensions"),
     ],
 )
 def test_a_predictor_refuses_what_it_cannot_forecast_from(gluonts_folder, entry, told):
     forecaster = forecasts.Forecaster(load("series", gluonts_folder), None)
     assert list(forecaster.predict([])) == []
+    with pytest.raises(ValueError, match="num_samples: 0"):
+        list(forecaster.predict([], num_samples=0))
     with pytest.raises(ValueError, match=told):
         list(forecaster.predict([{"target": waves(50).T, "start": pd.Period("2024-01-01", "h")} | entry]))

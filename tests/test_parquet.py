@@ -3,6 +3,7 @@
 import io
 import json
 
+import huggingface_hub
 import numpy as np
 import pyarrow
 import pytest
@@ -173,3 +174,4 @@ def test_a_data_set_of_the_hub_is_downloaded_once_and_whole(tmp_path, monkeypatc
         home = download("ylecun/mnist", tmp_path)
         assert read_parquet(sorted(home.rglob("*.parquet")), "image", home).classes == ["0", "1"]
     assert calls == [("ylecun/mnist", "refs/convert/parquet", ["mnist/train-0.parquet"])] * 2
+    assert not huggingface_hub.utils.logging.get_logger("huggingface_hub.utils").isEnabledFor(30), "warnings of retries"

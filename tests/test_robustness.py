@@ -317,6 +317,22 @@ def test_a_refused_command_leaves_no_empty_folders(train_command, tmp_path, monk
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("size", ["two", "2"])
+def test_what_torchrun_would_not_set_is_refused(size, train_command, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.delenv("RANK", raising=False)
+    refused(train_command("--dry_run"), "WORLD_SIZE and RANK are not as torchrun sets them")
+
+
+def test_an_output_that_is_full_is_one_line_and_one_that_is_closed_is_none(train_command, tmp_path, monkeypatch):
+    told = lambda *words, **where: print(*words, **where) if "file" in where else no_space()  # noqa: E731
+    monkeypatch.setattr(ddpm, "print", told, raising=False)
+    refused(train_command("--dry_run"), "No space left on device")
+    command = f"{sys.executable} {Path(ddpm.__file__)} --dry_run >&-"
+    done = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, env=os.environ | {"HOME": "/dev/null"})
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_kept_epochs_of_another_experiment_are_left_out_of_the_film(experiment, ddpm_command, tmp_path):
     other = torch.load(experiment / "checkpoints" / "epoch_0002.pt", weights_only=True)
     for epoch, changed in ((1, THREE_D), (4, {"mean": [0.0, 1.0]})):

@@ -280,6 +280,8 @@ ODD = {  # in an entry: what is said of it, or None where it is read
     "categories": ({"feat_static_cat": [-(10**8)]}, None),
     "covariates": ({"feat_dynamic_real": [[1e25] * HOURS]}, None),
     "large covariates": ({"feat_dynamic_real": [[1e300] * HOURS]}, "a value larger than"),
+    "fewer covariates": ({"feat_dynamic_real": [[1.0] * HOURS] * 2}, "entries have 0 to 2 series in feat_dynamic_real"),
+    "dimensions": ({"target": [[1.0] * 90] * 2}, "."),
     "start": ({"start": None}, "a series has no time as its start"),
     "word": ({"feat_static_cat": ["a"]}, "cannot be read|not whole"),
     "nested": ({"target": [[[1.0]]]}, "."),
@@ -292,7 +294,8 @@ def test_odd_entries_of_a_gluonts_folder_are_read_or_refused_in_one_line(gluonts
     for part in ("train", "test"):
         path = gluonts_folder / part / "data.json.gz"
         lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
-        plain = {key: np.zeros_like(value).tolist() for key, value in entry.items() if key.startswith("feat")}
+        plain = {} if kind == "fewer covariates" else {key: np.zeros_like(part).tolist() for key, part in entry.items()}
+        plain = {key: part for key, part in plain.items() if key.startswith("feat")}
         lines = [line | (entry if line["item_id"] == "site 0" else plain) for line in lines]
         path.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
     if message is None:
@@ -302,6 +305,11 @@ def test_odd_entries_of_a_gluonts_folder_are_read_or_refused_in_one_line(gluonts
         with pytest.raises(UsageError, match=message) as error:
             load("series", gluonts_folder)
         assert len(str(error.value)) < 600
+
+
+def test_of_a_file_beside_the_data_nothing_is_logged(gluonts_folder, caplog):
+    (gluonts_folder / "train" / "readme.txt").write_text("x")
+    assert load("series", gluonts_folder).shape == (LENGTH, 3) and not caplog.records
 
 
 def test_a_tsf_file_tells_how_far_to_forecast(tmp_path, ddpm_command):

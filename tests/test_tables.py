@@ -275,6 +275,12 @@ def test_numbers_that_pandas_cannot_read_are_read_or_refused(tmp_path):
     assert len(str(error.value)) < 400
 
 
+@pytest.mark.parametrize("flags", [{"freq": "9" * 20 + "D"}, {"date_format": "%Y%Y"}])
+def test_a_flag_that_no_library_takes_is_named(tmp_path, flags):
+    with pytest.raises(UsageError, match=r"^--(freq|date_format) \S+: no "):
+        read(tmp_path / "my.csv", "time,a\n" + rows(months(9).strftime("%Y-%m-%d")), **flags)
+
+
 def test_ids_that_could_be_years_are_ids(tmp_path):
     days = pd.date_range("2024-01-01", periods=9).strftime("%Y-%m-%d")
     table = lambda times: "item_id,ds,y\n" + "".join(f"{i},{t},{i}\n" for i in (1001, 1002) for t in times)  # noqa: E731

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tiny_diffusion.folders import SPLITS, several
-from tiny_diffusion.messages import UsageError
+from tiny_diffusion.messages import LONGEST, UsageError
 
 DTYPES = ("uint8", "uint16", "int16", "int32", "float16", "float32", "float64")  # that items have
 NARROWER = ("uint8", "uint16", "int16", "int32")  # what other integers become, the first that holds them
@@ -71,7 +71,7 @@ def read_array(path: Path, channels: str | None = None) -> Array:
         raise
     except Exception as error:  # of a broken file; each library has its own
         objects = re.search("allow_pickle|Python objects", str(error))
-        reason = "its values are Python objects, not numbers" if objects else f"{error}"
+        reason = "its values are Python objects, not numbers" if objects else str(error)[:LONGEST]
         raise UsageError(f"{name}: {' '.join(reason.split()) or type(error).__name__}; {TAKEN}") from error
     check_shape(array.items, name)
     return channels_last(array, channels)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tiny_diffusion.messages import UsageError, many
+from tiny_diffusion.messages import UsageError, many, reading
 
 SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
 SPLITS |= {"validation": "validation", "test": "test", "testing": "test"}
@@ -193,10 +193,8 @@ def members(archive: Path, suffixes) -> tuple[list[Member], collections.Counter]
         raise UsageError(f"--data_dir {archive}: cannot be read in any order; unpack it and name the folder")
     if suffix not in ARCHIVES:
         raise UsageError(f"--data_dir {archive}: neither a folder nor a .zip or .tar of files")
-    try:
+    with reading(f"--data_dir {archive}: not a whole {suffix} ({{error}}); unpack it yourself"):
         files = [file for file in ARCHIVES[suffix](archive) if not hidden(file.name)]
-    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise UsageError(f"--data_dir {archive}: not a whole {suffix} ({error}); unpack it yourself") from error
     found = [file for file in files if file.name.suffix.lower() in suffixes]
     others = collections.Counter(file.name.suffix.lower() for file in files)
     others.subtract(file.name.suffix.lower() for file in found)

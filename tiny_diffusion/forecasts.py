@@ -85,6 +85,7 @@ def random_walk(data, number: int) -> np.ndarray:
     for known, past in zip(data.test, data.filled):
         difference = data.difference if 0 < 2 * data.difference <= len(known) else 1
         moves = np.nan_to_num(known[difference:] - known[:-difference])
+        moves = moves if len(moves) else np.zeros((1, data.shape[1]))  # of a single value nothing is known
         seasons = -(-data.prediction_length // difference)
         first = generator.integers(len(moves) - difference + 1, size=(number, seasons, 1))
         drawn = moves[first + np.arange(difference)].cumsum(1) + past[-difference:]
@@ -204,6 +205,8 @@ class Forecaster(Predictor):
 
     def predict(self, dataset, num_samples: int = 100):
         """Yield a SampleForecast of `num_samples` paths for each entry. Raises ValueError for one that does not fit."""
+        if num_samples < 1:
+            raise ValueError(f"num_samples: {num_samples} is not 1 or more")
         if not (entries := list(dataset)):
             return
         windows = concatenated([self.window(entry) for entry in entries])._replace(truth=None)
@@ -220,12 +223,12 @@ class Forecaster(Predictor):
             raise ValueError("target: no value to forecast from")
         if data.facts.logarithms and np.nanmin(values) <= 0:
             raise ValueError("target: a value that is not above 0; the model has learned logarithms")
-        if not isinstance(entry["start"], pd.Period):
-            raise ValueError(f"start: a pandas Period of {data.freq}, not {entry['start']}")
-        expected, given = (data.shape[1], data.freq), (values.shape[1], entry["start"].freqstr)
+        if not isinstance(start := entry.get("start"), pd.Period):
+            raise ValueError(f"start: a pandas Period of {data.freq}, not {start}")
+        expected, given = (data.shape[1], data.freq), (values.shape[1], start.freqstr)
         if given != expected:
             raise ValueError("made for {} dimensions every {}, not {} every {}".format(*expected, *given))
         if covariates.shape[1] != len(data.facts.covariates):
             raise ValueError(f"feat_dynamic_real: made for {len(data.facts.covariates)}, not {covariates.shape[1]}")
-        group = Group(data.number_of(entry.get("item_id")), entry["start"], values, covariates, 0, [len(values)])
+        group = Group(data.number_of(entry.get("item_id")), start, values, covariates, 0, [len(values)])
         return windows_of(group, data.past_length, data.prediction_length)

@@ -191,7 +191,7 @@ def shown_span(span: pd.Timedelta) -> str:
 
 def freq_of(given: str, times: pd.DatetimeIndex) -> str:
     """`--freq`, in any of pandas' spellings, as a period's; weeks end on the times' weekday. Raises UsageError."""
-    match = re.fullmatch(r"(\d*)([A-Za-z]+)(?:-([A-Z]{3}))?", given)
+    match = re.fullmatch(r"(\d{0,9})([A-Za-z]+)(?:-([A-Z]{3}))?", given)
     count, name, anchor = match.groups() if match else ("", "", None)
     unit = ALIASES.get(name)
     known = WEEKDAYS if unit == "W" else ENDS if unit in ("Q", "Y") else ()

@@ -235,6 +235,9 @@ def download(name: str, data_dir: Path) -> Path:
 
     They are downloaded once, whole, to `data_dir`/hub. Raises UsageError, and what huggingface_hub raises.
     """
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()  # of what it tries again; what fails in the end is told
     repository, _, config = name.partition(":")
     home = data_dir / "hub" / name.replace("/", "--").replace(":", "--")
     if home.is_dir():

@@ -127,6 +127,7 @@ def gluonts_folder(name: str, root: Path, config) -> Series:
         windows[test_name].append(entry)
     try:
         series = [as_groups(i, entries.get(key), windows[key], length) for i, key in enumerate(windows)]
+        check_alike([group for groups in series for group in groups])
     except ValueError as error:
         raise UsageError(f"--data_dir {root}: {error}") from error
     tell(root, series, {key for entry in (*train, *tests) for key in entry})
@@ -134,6 +135,15 @@ def gluonts_folder(name: str, root: Path, config) -> Series:
     categories = [[int(category) for category in entry.get("feat_static_cat", [])] for entry in firsts]
     covariates = [f"feat_dynamic_real_{i}" for i in range(series[0][0].covariates.shape[1])]
     return from_series(name, series, list(windows), covariates, categories, length, config)
+
+
+def check_alike(groups: list[Group]) -> None:
+    """Raise ValueError unless all entries have a target of one dimension, and equally many covariates."""
+    if any(group.values.shape[1] > 1 for group in groups):
+        raise ValueError("a target has several dimensions; make each an entry of its own")
+    numbers = sorted({group.covariates.shape[1] for group in groups})
+    if len(numbers) > 1:
+        raise ValueError(f"entries have {numbers[0]} to {numbers[-1]} series in feat_dynamic_real; give all alike")
 
 
 def prediction_length_of(root: Path) -> int:
@@ -152,7 +162,7 @@ def prediction_length_of(root: Path) -> int:
         raise UsageError("--prediction_length: the data set does not say how many steps to forecast; give it")
     if type(length) is not int or not 1 <= length <= 10**5:
         remedy = "must be a whole number from 1 to 100,000; give --prediction_length"
-        raise UsageError(f"--data_dir {root}: prediction_length {length} in metadata.json {remedy}")
+        raise UsageError(f"--data_dir {root}: prediction_length {str(length)[:99]} in metadata.json {remedy}")
     return length
 
 

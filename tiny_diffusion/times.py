@@ -120,7 +120,7 @@ def strptimes(cells: pd.Series, date_format: str) -> tuple[np.ndarray, np.ndarra
     """Times and offsets from UTC in minutes of cells in `date_format`, NaT where one is not."""
     times, offsets = np.full(len(cells), "NaT", "M8[us]"), np.full(len(cells), np.nan)
     for place, cell in enumerate(cells):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, re.error):  # the latter for %Y%Y
             time = datetime.strptime(cell, date_format)
             times[place] = np.datetime64(time.replace(tzinfo=None), "us")
             if time.utcoffset() is not None:

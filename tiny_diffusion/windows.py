@@ -1,7 +1,6 @@
 """How time series are cut into windows: where their pasts and forecasts lie, and what is known of each."""
 
 import itertools
-import logging
 import warnings
 from typing import NamedTuple
 
@@ -22,8 +21,6 @@ LAGS = {"D": [1, 7, 14, 28, 364], "W": [1, 2, 4, 13, 26, 52]}  # in steps, where
 LAGS |= {"M": [1, 2, 3, 12, 24, 36], "Q": [1, 2, 4, 8, 12], "Y": [1, 2, 3]}
 MEANS = (6, 12, 24, 48, 96)  # over so many last values
 SEASONS = {"D": [7], "B": [5], "W": [52], "M": [12], "Q": [4], "h": [24, 168], "30min": [48, 336]}  # to look for
-
-logging.getLogger("gluonts.time_feature").setLevel(logging.ERROR)  # which warns of steps of several units
 
 # GluonTS counts business days by periods and names years "Y"; pandas 2 warns of both at every turn
 for message in ("Period.*B.*deprecated", "'.*' is deprecated"):

@@ -330,7 +330,7 @@ def escaped(kind: str, number: int, kinds: dict, folder: Path) -> str | None:
     folder.mkdir()
     flags = write_case(kind, number, kinds, folder)
     try:
-        use_checkpoint(flags["data_dir"]) if kind == "checkpoint" else use_data(flags, number % 10 == 0)
+        use_checkpoint(flags["data_dir"]) if kind == "checkpoint" else use_data(flags, number % 50 == 0)
     except UsageError as error:
         return None if len(str(error)) < 1000 else f"says too much: {error}"
     except BaseException:
