@@ -146,7 +146,7 @@ DEFAULTS = {flag: row["default"] for flag, row in ROWS.items()}
 FIXED = {flag for group in ("data", "diffusion", "denoiser") for flag in FLAGS[group]} - {"data_dir"}  # by training
 DRAWN = {"sampler", "eta", "sampling_steps", "sampling_power", "guidance", "distill"}  # fixed by a distillation too
 DISTILLED = {  # what a distillation has instead of the defaults
-    "points": {"steps": 4000, "train_batch_size": 1024, "sampling_steps": 4, "time_power": 3.0},
+    "points": {"steps": 2000, "train_batch_size": 1024, "sampling_steps": 4, "time_power": 3.0},
     "images": {"steps": 1600, "train_batch_size": 64, "sampling_steps": 1, "time_power": 2.0},
     "audio": {"steps": 1600, "train_batch_size": 32, "sampling_steps": 1, "time_power": 2.0},
     "series": {"steps": 1000, "train_batch_size": 64, "sampling_steps": 1, "time_power": 1.0},
