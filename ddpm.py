@@ -663,7 +663,7 @@ class Distillation(Run):
             denoiser.load_state_dict(teacher.denoiser.state_dict())
         model.denoiser.eval()  # the encoder of a forecaster stays as it is
         self.fake, rates = None, {model.denoiser.called: rate}
-        if model.data.shape[1:] != (1,):
+        if not (model.data.modality == "series" and model.data.shape[1] < distillation.FEW):
             self.fake = copy.deepcopy(teacher.denoiser.called).requires_grad_()
             rates[self.fake] = distillation.FAKE_RATE * rate
         self.optimizers = [distillation.optimizer(network, rate) for network, rate in rates.items()]

@@ -6,8 +6,8 @@ student's samples by the ordinary training loss. Where they disagree, the studen
 (Yin et al. 2024, "One-step Diffusion with Distribution Matching Distillation", DMD, and "Improved Distribution Matching
 Distillation", DMD2: a start from the teacher's weights, several steps of mu_fake to one of the student.)
 
-Where a sample is a single number, the next value of a series, the student learns from the data instead: its samples'
-energy score, a proper score, says all that is to be learned, and validation windows prefer that.
+Of a few series the student learns from the data instead: the next values are FEW numbers, for which the energy score, a
+proper one, says all that is to be learned. Validation windows prefer that; of more series they prefer the teacher.
 """
 
 import itertools
@@ -24,7 +24,7 @@ FAKE_RATE = 5 / 3  # learning rate of mu_fake over the student's
 WARMUP = 20  # steps until the learning rates are reached
 PATIENCE = 8  # epochs, or a third of all, without a better score after which a distillation ends
 GUIDANCE = 1.15  # of mu_real, where there are classes
-FEW = 8  # values of a sample below which their mean may be as good as zero
+FEW = 8  # values of a sample: of fewer the mean may be as good as zero
 COMPARED = {"points": 4000, "images": 1000, "audio": 500, "series": 256}  # items that samples are scored against
 FEATURES_AT = 0.2  # of the chain: the noise at which the teacher looks at images and sounds
 PATHS = 16  # drawn for each step of a window, to score them
