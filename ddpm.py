@@ -945,7 +945,7 @@ def compare(run: Distillation, folder: Path) -> dict:
 def experiment_folder(flags: dict) -> Path:
     """The folder of the results, right below `EXPERIMENTS`. Raises UsageError."""
     usual = re.sub("[:/]", "_", f"{flags.get('dataset', DEFAULTS['dataset'])}_base")
-    if "distill" in flags:
+    if flags.get("distill"):
         path = Path(flags["distill"])
         usual = f"{path.absolute().parent.name if path.stem == 'checkpoint' else path.stem}_distilled"
     name = flags.get("experiment_name") or usual
