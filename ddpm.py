@@ -196,6 +196,7 @@ from tiny_diffusion.data import Data, check_tensors, write_picture
 from tiny_diffusion.files import LOCK, clear, owned, write_json
 from tiny_diffusion.length import batch_size_of, chosen_weights, only_rises, settle
 from tiny_diffusion.machine import (
+    Unfilled,
     check_memory,
     choose_device,
     explained,
@@ -429,7 +430,7 @@ def new_model(config, data: Data, device, saved: dict | None = None) -> Model:
     settings |= {"num_timesteps": config.num_timesteps} | data.network_settings()
     build = functools.partial(DENOISERS[data.modality], data.shape, **settings)
     try:
-        with torch.device("meta"):  # shapes alone
+        with torch.device("meta"), Unfilled():  # shapes alone
             shapes = {name: weight.shape for name, weight in build().state_dict().items()}
     except ValueError as error:
         raise UsageError(str(error)) from error

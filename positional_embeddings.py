@@ -16,7 +16,8 @@ class Sinusoidal(nn.Module):
 
     def __init__(self, size: int, scale: float):
         super().__init__()
-        exponents = torch.arange(size // 2) / max(size // 2 - 1, 1)
+        steps = torch.arange(size // 2, device="cpu")  # on "meta", PyTorch would import its compiler
+        exponents = steps / max(size // 2 - 1, 1)
         self.register_buffer("frequencies", scale * 10000.0**-exponents, persistent=False)  # radians per unit
         self.size = size // 2 * 2
 

@@ -59,6 +59,15 @@ def choose_device(name: str) -> torch.device:
         raise UsageError(f"--device {name}: not available ({error}); choose another, or cpu") from error
 
 
+class Unfilled(torch.overrides.TorchFunctionMode):
+    """Leaves new weights unfilled: on the device "meta" PyTorch would import its compiler for that, for a second."""
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return keywords["tensor"]
+        return function(*arguments, **keywords or {})
+
+
 @contextlib.contextmanager
 def explained():
     """Turn what the machine refuses, a file or memory, or the loss of another process into a UsageError."""
