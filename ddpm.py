@@ -145,15 +145,13 @@ ROWS = {flag: row for group in FLAGS.values() for flag, row in group.items()}
 DEFAULTS = {flag: row["default"] for flag, row in ROWS.items()}
 FIXED = {flag for group in ("data", "diffusion", "denoiser") for flag in FLAGS[group]} - {"data_dir"}  # by training
 DRAWN = {"sampler", "eta", "sampling_steps", "sampling_power", "guidance", "distill"}  # fixed by a distillation too
+STUDENT = {"epochs": 1, "learning_rate": 1e-3, "ema_decay": 0.99, "sampler": "ddim", "eta": 0.0, "guidance": 1.0}
 DISTILLED = {  # what a distillation has instead of the defaults
-    "points": {"steps": 2000, "train_batch_size": 1024, "sampling_steps": 4, "time_power": 3.0},
-    "images": {"steps": 1600, "train_batch_size": 64, "sampling_steps": 1, "time_power": 2.0},
-    "audio": {"steps": 1600, "train_batch_size": 32, "sampling_steps": 1, "time_power": 2.0},
-    "series": {"steps": 1000, "train_batch_size": 64, "sampling_steps": 1, "time_power": 1.0},
+    "points": STUDENT | {"steps": 2000, "train_batch_size": 1024, "sampling_steps": 4, "time_power": 3.0},
+    "images": STUDENT | {"steps": 1600, "train_batch_size": 64, "sampling_steps": 1, "time_power": 2.0},
+    "audio": STUDENT | {"steps": 1600, "train_batch_size": 32, "sampling_steps": 1, "time_power": 2.0},
+    "series": STUDENT | {"steps": 1000, "train_batch_size": 64, "sampling_steps": 1, "time_power": 1.0},
 }
-for row in DISTILLED.values():
-    row |= {"epochs": 1, "learning_rate": 1e-3, "ema_decay": 0.99}
-    row |= {"sampler": "ddim", "eta": 0.0, "guidance": 1.0}
 
 
 def fail(message: str) -> int:
@@ -1007,6 +1005,8 @@ def teacher_of(given: dict, saved: dict, device: torch.device) -> Model | None:
 
 def look_at_data(given: dict, device: torch.device) -> tuple[Path, dict]:
     """Read the data, which prints what it is, and draw the beginning of it; returns the picture's path."""
+    if "distill" in given:
+        raise UsageError(f"--distill {given['distill']}: has no effect with --dry_run; leave one of them out")
     folder, data = experiment_folder(given), read_data(resolve(given))
     if process()[0] == 0:
         with owned(folder):

@@ -163,6 +163,7 @@ def test_what_cannot_be_distilled_is_said_in_one_line(ddpm_command, short, tmp_p
     refused(ddpm_command("--distill", student, "--experiment_name", "b"), "is distilled already")
     refused(ddpm_command("--distill", teacher, "--experiment_name", "teacher", "--resume"), "leave --resume out")
     refused(ddpm_command("--distill", "nothing.pt"), "no such file")
+    refused(ddpm_command("--distill", teacher, "--dry_run"), "leave one of them out")
     again = ["--distill", teacher, "--experiment_name", "b"]
     refused(ddpm_command(*again, "--hidden_size", 99), "--hidden_size", "leave it out")
     refused(ddpm_command(*again, "--sampler", "ddpm"), "--sampler", "leave it out")

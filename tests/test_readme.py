@@ -23,7 +23,7 @@ SMALL = ["--epochs", "1", "--num_samples", "10", "--num_timesteps", "10", "--ove
 def test_each_command_has_flags_that_exist_and_runs_where_it_needs_no_download(command, ddpm_command):
     _, *arguments = shlex.split(command)
     given = ddpm.parse_arguments(arguments)
-    checkpoint = given.get("sample") or given.get("evaluate")
+    checkpoint = given.get("sample") or given.get("evaluate") or given.get("distill")
     if checkpoint:
         assert ddpm.find_checkpoint(checkpoint).exists() or checkpoint.startswith("exps/")
         return
