@@ -26,7 +26,7 @@ PATIENCE = 8  # epochs, or a third of all, without a better score after which a 
 GUIDANCE = 1.15  # of mu_real, where there are classes
 FEW = 8  # values of a sample: of fewer the mean may be as good as zero
 COMPARED = {"points": 4000, "images": 1000, "audio": 500, "series": 256}  # items that samples are scored against
-FEATURES_AT = 0.2  # of the chain: the noise at which the teacher looks at images and sounds
+FEATURES_AT = 0.03  # of the chain: the noise at which the teacher looks at images and sounds; more hides the detail
 PATHS = 16  # drawn for each step of a window, to score them
 LEARNED_PATHS = 4  # the same, to learn from
 
@@ -73,7 +73,7 @@ def seen_apart(x: Tensor, x_0: Tensor, teacher) -> float:
         noised = teacher.scheduler.add_noise(items, noise, t).split(teacher.config.eval_batch_size)
         return torch.cat([teacher.denoiser.features(part, t).float() for part in noised]).cpu()
 
-    return frechet(features(x), features(x_0))
+    return frechet(features(x.clamp(*teacher.scheduler.interval)), features(x_0))
 
 
 def points_apart(x: Tensor, x_0: Tensor, teacher) -> float:
