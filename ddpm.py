@@ -1036,8 +1036,10 @@ def train_or_resume(given: dict, device: torch.device) -> tuple[Path, dict]:
                 metrics |= compare(run, folder)
             if first:
                 epoch, _ = chosen_weights(run.state_dict(), config.keep)
-                told = [distillation.verdict(metrics)] if config.distill else []
-                told += [evaluation.verdict_on_curve(run.history, folder, epoch)]
+                if config.distill:
+                    told = [distillation.verdict(metrics, epoch)]
+                else:
+                    told = [evaluation.verdict_on_curve(run.history, folder, epoch)]
                 told += evaluation.verdict_on_samples(metrics)
                 minutes = sum(row["seconds"] for row in run.history) / 60
                 metrics = {"verdict": " ".join(told), "epoch": epoch, "training_minutes": minutes} | metrics

@@ -134,8 +134,9 @@ def score(student, teacher, draw) -> float | None:
     return APART[data.modality](torch.cat(drawn), torch.cat(compared), teacher)
 
 
-def verdict(metrics: dict) -> str:
-    """What has become of the student."""
+def verdict(metrics: dict, epoch: int) -> str:
+    """What has become of the student, whose samples are of this epoch."""
     calls, teacher = metrics["network_calls"], metrics["teacher"]
     fewer = f"{calls} {'call' if calls == 1 else 'calls'} of the network instead of {teacher['network_calls']}"
-    return f"Draws in {fewer}, {teacher['seconds'] / metrics['seconds']:.0f} times as fast as its teacher."
+    faster = f"{teacher['seconds'] / metrics['seconds']:.0f} times as fast as its teacher"
+    return f"Draws in {fewer}, {faster}. Samples are those of epoch {epoch}, the nearest to the data."
