@@ -5,8 +5,9 @@
 It learns MNIST's training digits in a few minutes and judges samples.npy in each folder. `fréchet` is the Fréchet
 distance of its features to those of 5,000 test digits (as Heusel et al. 2017 do it with Inception's), beside it the
 floor: that of as many other test digits. `sure` is the share of samples given one class with a probability above 0.9;
-`as asked` the share that it takes for their class, which is i modulo 10 for sample i, or that of --label; `classes`
-the smallest and the largest share of a class.
+`as asked` the share that it takes for their class, which is i modulo 10 for sample i, or that of --label; `spread` the
+variance of its features within a class, which falls where samples become alike; `classes` the smallest and the largest
+share of a class.
 """
 
 import argparse
@@ -45,11 +46,15 @@ class Judge(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.features(images[:, :1].float() / 127.5 - 1)
 
+    @torch.inference_mode()
+    def seen(self, images: np.ndarray) -> Tensor:
+        """The features of images (n, 28, 28, 1) uint8."""
+        return torch.cat([self(batch) for batch in torch.from_numpy(images).permute(0, 3, 1, 2).split(500)])
+
+    @torch.inference_mode()
     def probabilities(self, images: np.ndarray) -> Tensor:
-        """Of images (n, 28, 28, 1) uint8, (n, 10)."""
-        images = torch.from_numpy(images).permute(0, 3, 1, 2)
-        with torch.inference_mode():
-            return torch.cat([self.head(self(batch)).softmax(1) for batch in images.split(500)])
+        """Of the ten digits, for images (n, 28, 28, 1) uint8."""
+        return self.head(self.seen(images)).softmax(1)
 
 
 def moved(images: Tensor) -> Tensor:
@@ -101,7 +106,7 @@ def main():
     judge = trained(data, arguments.epochs, arguments.judge)
     accuracy = (judge.probabilities(test).argmax(1).numpy() == test_labels).mean()
     print(f"right on {accuracy:.2%} of {len(test)} test digits")
-    print(f"{'samples':>8}{'fréchet':>9}{'floor':>9}{'sure':>9}{'as asked':>9}  classes")
+    print(f"{'samples':>8}{'fréchet':>9}{'floor':>9}{'sure':>9}{'as asked':>9}{'spread':>9}  classes")
     reference, others = test[::2], test[1::2]
     judged = {"other test digits": (others, test_labels[1::2])}
     for folder in arguments.folders:
@@ -114,7 +119,9 @@ def main():
         found = probabilities.argmax(1).numpy()
         shares = np.bincount(found, minlength=10) / len(found)
         sure, right = (probabilities.amax(1) > 0.9).float().mean(), (found == asked).mean()
-        figures = f"{len(samples):8d}{distance:9.3f}{floor:9.3f}{sure:9.1%}{right:9.1%}"
+        features = judge.seen(samples).numpy()
+        spread = np.mean([features[asked == label].var(0, ddof=1).sum() for label in np.unique(asked)])
+        figures = f"{len(samples):8d}{distance:9.3f}{floor:9.3f}{sure:9.1%}{right:9.1%}{spread:9.2f}"
         print(f"{figures}  {shares.min():.1%} to {shares.max():.1%}  {name}")
 
 
