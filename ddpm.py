@@ -693,9 +693,8 @@ class Distillation(Run):
         return score and of_the_first(score, self.model.scheduler.device)
 
     def finished(self):
-        losses = [row["held_out_loss"] or 0 for row in self.history]
-        epochs, since = self.model.config.epochs, len(losses) - 1 - int(np.argmin(losses or [0]))
-        return len(losses) >= epochs or since >= max(distillation.PATIENCE, epochs // 3)
+        epochs, since = self.model.config.epochs, len(self.history) - self.best.get("epoch", len(self.history))
+        return len(self.history) >= epochs or since >= max(distillation.PATIENCE, epochs // 3)
 
     def state_dict(self):
         teacher = self.teacher
