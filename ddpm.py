@@ -924,7 +924,10 @@ def write_samples(model: Model, folder: Path, bound_calls: int) -> tuple[dict, l
 
 
 def compare(run: Distillation, folder: Path) -> dict:
-    """Draw from teacher and student out of the same noise, side by side; returns calls and seconds of both, scores."""
+    """Draw from teacher and student out of the same noise, side by side; returns calls and seconds of both.
+
+    Of the teacher also the scores; the student's are those of its own samples.
+    """
     data, told, pictures = run.model.data, [], []
     shown = {flag: vars(run.model.config)[flag] for flag in ("seed", "label", "num_samples", "precision")}
     for model in (run.teacher, run.chosen()):
@@ -933,6 +936,7 @@ def compare(run: Distillation, folder: Path) -> dict:
         told.append({"network_calls": config.sampling_steps, "seconds": time.monotonic() - start})
         if process()[0] == 0:
             pictures.append(data.render(x_0[: data.animated * data.histories]))
+        if process()[0] == 0 and model is run.teacher:
             scores = data.score(x_0)
             told[-1] |= {name: value for name, value in scores.items() if type(value) in (int, float)}
     if pictures:

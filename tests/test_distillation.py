@@ -205,6 +205,8 @@ def test_one_number_at_a_time_is_learned_from_the_data(ddpm_command, short, tmp_
     folder = distilled(ddpm_command, "series", "--data_dir", csv, "--prediction_length", 6)
     log = pd.read_csv(folder / "log.csv")
     assert log["held_out_loss"].notna().all() and (log["loss"] < 2).all()
+    few = ["--distill", "exps/teacher/checkpoint.pt", *SMALL, "--epochs", 1, "--eval_batch_size", 5]
+    assert ddpm_command(*few, "--experiment_name", "few").returncode == 0  # fewer than the paths that score a step
     before = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert "fake_adamw" not in before and before["step"] == 9
     assert ddpm_command("--resume", "--experiment_name", folder.name).returncode == 0

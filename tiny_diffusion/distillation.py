@@ -16,6 +16,7 @@ import math
 import torch
 from torch import Tensor
 
+from tiny_diffusion.messages import many
 from tiny_diffusion.points import nearest_distance, sliced_wasserstein
 
 STEPS = 50  # of the student in an epoch
@@ -114,7 +115,7 @@ def score(student, teacher, draw) -> float | None:
     data, device, size = student.data, student.scheduler.device, student.config.eval_batch_size
     number = COMPARED[data.modality]
     if data.modality == "series":
-        size //= PATHS
+        size = max(1, size // PATHS)
         batches = data.validation(size, number, device)
     else:
         size = min(size, number, len(data.train))
@@ -136,7 +137,7 @@ def score(student, teacher, draw) -> float | None:
 
 def verdict(metrics: dict, epoch: int) -> str:
     """What has become of the student, whose samples are of this epoch."""
-    calls, teacher = metrics["network_calls"], metrics["teacher"]
-    fewer = f"{calls} {'call' if calls == 1 else 'calls'} of the network instead of {teacher['network_calls']}"
+    teacher = metrics["teacher"]
+    fewer = f"{many(metrics['network_calls'], 'call')} of the network instead of {teacher['network_calls']}"
     faster = f"{teacher['seconds'] / metrics['seconds']:.0f} times as fast as its teacher"
-    return f"Draws in {fewer}, {faster}. Samples are those of epoch {epoch}, the nearest to the data."
+    return f"Draws in {fewer}, {faster}. Samples are those of epoch {epoch}."
