@@ -127,7 +127,8 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
         "experiment_name": option(None, "folder in exps/ for the results (default: DATASET_base)", metavar="NAME"),
         "seed": option(0, "random seed", **seed),
         "device": option("auto", "device: cpu, cuda, cuda:1, mps", metavar="NAME"),
-        "precision": option("auto", "precision of the denoiser; auto: bf16 on a GPU", choices=("auto", "fp32", "bf16")),
+        "threads": option(None, "processor threads (default: as many as cores are free)", **number_in(int, 1, 1024)),
+        "precision": option("auto", "of the denoiser; auto: bf16 if in hardware", choices=("auto", "fp32", "bf16")),
         "compile": option(False, "compile the denoiser: a minute to start, then faster", action="store_true"),
     },
 }
@@ -203,6 +204,7 @@ from tiny_diffusion.machine import (
     process,
     progress_bar,
     seed_from,
+    set_up_processor,
 )
 from tiny_diffusion.report import GIF_FRAMES, write_gif, write_report, write_training
 
@@ -417,9 +419,8 @@ class Model:
     config: argparse.Namespace
 
     def predict(self, x_t: Tensor, t: Tensor, cond) -> Tensor:
-        """What the denoiser predicts, computed in the precision that the configuration asks for, as float32."""
-        with models.autocast(self.config.precision, self.scheduler.device):
-            return self.denoiser(x_t, t, cond).float()
+        """What the denoiser predicts, in float32 whatever `--precision` is, so that scores compare."""
+        return self.denoiser(x_t, t, cond)
 
 
 def new_model(config, data: Data, device, saved: dict | None = None) -> Model:
@@ -493,20 +494,19 @@ def sample_batch(model: Model, numbers: range, frames: int, bar: tqdm) -> tuple[
 
         def denoise(x_t, t):
             t = torch.full((1,) * data.time_axes, t, device=device)
-            with models.autocast(config.precision, device):
-                return denoiser.guided(x_t, t, cond, config.guidance).float()
+            return denoiser.guided(x_t, t, cond, config.guidance).float()
 
-        settings = {"sampler": config.sampler, "eta": config.eta, "noise": lambda: noise(shape)}
-        chain = reverse_process(denoise, scheduler, times, noise(shape), **settings)
+        settings = config.sampler, config.eta, lambda: noise(shape)
         film, part = [torch.empty(0, *shape)], math.prod(shape) / math.prod(data.shape) / len(times)
-        for i, (_, x_t, _) in enumerate(chain):
+        for i, (_, x_t, _) in enumerate(reverse_process(denoise, scheduler, times, noise(shape), *settings)):
             if i in kept:
                 film.append(x_t[: data.animated * data.histories].cpu())
             bar.update(len(numbers) * part)
         films.append(torch.stack(film[1:] or film))
         return x_t
 
-    x_0 = model.denoiser.sample(reverse, data.condition(numbers, config.label, device))
+    with models.autocast(model.denoiser, config.precision):
+        x_0 = model.denoiser.sample(reverse, data.condition(numbers, config.label, device))
     return x_0.cpu(), torch.cat(films[-data.shape[0] :], dim=2)  # of series, without the gap before the forecast
 
 
@@ -622,7 +622,7 @@ def train_step(run: Run, batch) -> Tensor:
     model, config, (x_0, cond, weight) = run.model, run.model.config, batch
     batch = model.denoiser.residual(x_0, cond), cond, weight
     run.step += 1
-    with models.autocast(config.precision, model.scheduler.device):
+    with models.autocast(model.denoiser, config.precision):
         loss = training_loss(run.network, model.scheduler, model.data, batch, run.generator, config.time_power)
     norm = descend(loss, model.denoiser, run.optimizers, run.step / WARMUP_STEPS)
     follow(run.average.denoiser, model.denoiser, run.step, config.ema_decay)
@@ -716,7 +716,7 @@ def generate(model: Model, cond, x_T: Tensor) -> Tensor:
 
     def denoise(x_t, t):
         t = torch.full((1,) * model.data.time_axes, t, device=x_t.device)
-        with models.autocast(config.precision, x_t.device):
+        with models.autocast(model.denoiser, config.precision):
             return model.denoiser.called(x_t, t, cond).float()
 
     *_, (_, x_0, _) = reverse_process(denoise, scheduler, times, x_T, config.sampler, config.eta)
@@ -738,14 +738,14 @@ def distill_step(run: Distillation, batch) -> Tensor:
     u = random_share(torch.rand, x_0.shape[: data.time_axes], run.generator)
     t = scheduler.training_times(u, config.time_power)
     x = generate(model, cond, x_T)
-    with models.autocast(config.precision, scheduler.device):
+    with models.autocast(model.denoiser, config.precision):
         guidance = teacher.config.guidance
         loss = distillation.matching_loss(x, cond, teacher.denoiser.called, run.fake, scheduler, guidance, t, noise)
     norm = descend(loss, student, [optimizer], run.share())
     follow(run.average.denoiser.called, student, run.step, config.ema_decay)
     for _ in range(distillation.FAKE_STEPS):
         drawn = x.detach(), cond, None
-        with models.autocast(config.precision, scheduler.device):
+        with models.autocast(model.denoiser, config.precision):
             loss = training_loss(run.fake, scheduler, data, drawn, run.generator, config.time_power, class_dropout=0)
         descend(loss, run.fake, fake_optimizer, run.share())
     return torch.stack([loss.detach(), norm])
@@ -978,6 +978,7 @@ def begin(given: dict, folder: Path, device: torch.device) -> Run:
         config.given = {flag: given[flag] for flag in given if flag not in ACTIONS}
     else:
         config = resolve(given, saved.get("config"))
+    config.threads = set_up_processor(config.threads if saved else given.get("threads"), modality_of(config.dataset))
     data = read_data(config)
     source = teacher.data.facts if teacher else restore(saved["data"]).facts if saved else data.facts
     if not data.facts.equal(source):
@@ -1091,6 +1092,7 @@ def from_checkpoint(given: dict, device: torch.device) -> tuple[Path, dict]:
     home = EXPERIMENTS / path.stem if path.absolute().parent == MODELS else path.parent
     model = load_model(path, load_data="evaluate" in given, **given | {"device": device})
     config = model.config
+    config.threads = set_up_processor(given.get("threads"), model.data.modality)
     settings = [path.stem, config.sampler, config.sampling_steps, config.label and f"label-{config.label}"]
     settings += [config.eta and f"eta-{config.eta:g}", f"guidance-{config.guidance:g}", f"seed-{config.seed}"]
     folder, first = home / "samples" / file_name(*filter(None, settings)), process()[0] == 0

@@ -27,6 +27,8 @@ CATEGORY_SIZE = 16  # of a series' embedding
 class Denoiser(nn.Module):
     """A network that samples of `shape` are drawn with."""
 
+    large = False  # enough to gain from bfloat16
+
     def __init__(self, shape: tuple[int, ...], num_timesteps: int):
         super().__init__()
         self.shape, self.num_timesteps = tuple(shape), num_timesteps
@@ -111,6 +113,8 @@ class UNet(Denoiser):
     `hidden_size` times its multiplier wide; attention is at the lowest resolution alone. Sides that cannot be halved so
     often are padded with zeros. cond: a class number each, (batch,), or `num_classes` for none.
     """
+
+    large = True
 
     def __init__(
         self,
@@ -233,7 +237,9 @@ class Attention(nn.Module):
         batch, channels, height, width = x.shape
         h = self.query_key_value(self.norm(x)).permute(0, 2, 3, 1)
         h = h.reshape(batch, height * width, 3, self.heads, channels // self.heads)
-        h = F.scaled_dot_product_attention(*h.permute(2, 0, 3, 1, 4))  # (batch, heads, pixels, channels / heads)
+        h = h.permute(2, 0, 3, 1, 4)  # (3, batch, heads, pixels, channels / heads)
+        with torch.autocast("cpu", enabled=False):  # where attention in bfloat16 is several times as slow
+            h = F.scaled_dot_product_attention(*(h.to(self.norm.weight.dtype) if h.is_cpu else h))
         return x + self.out(h.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2))
 
 
@@ -489,11 +495,19 @@ class ResidualLayer(nn.Module):
         return x + self.second(F.silu(self.first(self.norm(x) + shift)))
 
 
-def autocast(precision: str, device: torch.device):
-    """bfloat16 arithmetic where `precision` asks for it; `auto`: on a GPU that has it in hardware."""
-    in_hardware = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    enabled = precision == "bf16" or (precision == "auto" and in_hardware)
+def autocast(denoiser: Denoiser, precision: str):
+    """bfloat16 arithmetic where `precision` asks for it; `auto`: where a large denoiser's device has it in hardware."""
+    device = next(denoiser.parameters()).device
+    enabled = precision == "bf16" or (precision == "auto" and denoiser.large and has_bfloat16(device))
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies numbers of type bfloat16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def optimizers(denoiser: Denoiser, learning_rate: float) -> list[torch.optim.Optimizer]:

@@ -205,6 +205,15 @@ def test_resuming_from_a_kept_epoch_is_an_error_of_one_line(ddpm_command, tmp_pa
     assert done.returncode == 2 and "kept epoch" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+def test_a_resumed_run_keeps_its_number_of_threads(ddpm_command, tmp_path):
+    asked = []
+    for flags in ([*POINTS, "--threads", 2], ["--resume", "--epochs", 3]):
+        assert ddpm_command(*flags, "--experiment_name", "a").returncode == 0
+        asked.append(torch.get_num_threads())
+        torch.set_num_threads(1)
+    assert asked == [2, 2]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(ddpm_command, tmp_path):
     assert ddpm_command(*POINTS, "--experiment_name", "a").returncode == 0
     checkpoint = tmp_path / "exps" / "a" / "checkpoint.pt"

@@ -1,5 +1,6 @@
 """The machine: noise that depends on a sample's number alone, and what is refused in one line."""
 
+import psutil
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from tiny_diffusion.machine import (
     noise_of,
     paired_noise_of,
     seed_from,
+    set_up_processor,
 )
 from tiny_diffusion.messages import UsageError
 
@@ -45,6 +47,18 @@ def test_seeds_of_epochs_and_processes_differ():
 def test_a_device_that_is_not_there_is_refused_and_named(name):
     with pytest.raises(UsageError, match=f"--device {name}: "):
         choose_device(name)
+
+
+@pytest.mark.parametrize(
+    "modality, busy, threads",
+    [("images", [3] * 8, 8), ("images", [100] * 5 + [10] * 3, 3), ("points", [0] * 8, 4), ("points", [100] * 8, 1)],
+)
+def test_threads_are_as_many_as_cores_are_free(monkeypatch, modality, busy, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval, percpu: busy)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    assert set_up_processor(None, modality) == threads and set_up_processor(3, modality) == 3
 
 
 def test_more_than_the_memory_is_refused_before_it_is_asked_for():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from helpers import HOURS, LENGTH, load, rnn, row
 
-from models import MLP, Attention, LinearForecast, Muon, UNet, optimizers, orthogonal
+from models import MLP, Attention, LinearForecast, Muon, UNet, autocast, optimizers, orthogonal
 
 EMBEDDING = {"embedding_size": 128, "time_embedding": "sinusoidal"}
 
@@ -262,3 +262,18 @@ def test_a_linear_forecast_learns_nothing_from_unknown_values_and_little_where_i
     root = torch.where(torch.arange(len(x)) < 80, 1 / 3, 1.0)[:, None] ** 0.5
     expected = torch.linalg.lstsq(root * torch.cat([torch.ones(len(x), 1), x], 1), root * y).solution.T
     torch.testing.assert_close(linear.weights, expected, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("has", [{"avx512_bf16": True}, {"amx_bf16": True}, {"avx512_bf16": False}, {}])
+def test_large_denoisers_compute_in_bfloat16_where_the_processor_does(monkeypatch, has):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+
+    def precision(denoiser, asked):
+        with autocast(denoiser, asked):
+            return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+    sizes = {"num_timesteps": 50, "hidden_size": 128, "hidden_layers": 3, **EMBEDDING}
+    images, points = unet((1, 8, 8)), MLP((2,), num_classes=0, **sizes, input_embedding="identity")
+    assert precision(images, "auto") is (torch.bfloat16 if any(has.values()) else torch.float32)
+    assert precision(images, "fp32") is precision(points, "auto") is torch.float32
+    assert precision(images, "bf16") is precision(points, "bf16") is torch.bfloat16

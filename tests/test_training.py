@@ -12,6 +12,7 @@ from helpers import ROOT, begin, load, train_epochs, waves, write_csv
 
 import ddpm
 from ddpm import NoiseScheduler
+from tiny_diffusion import evaluation
 from tiny_diffusion.messages import UsageError
 
 DIGITS = ["--dataset", "digits", "--num_timesteps", "50", "--hidden_size", "16", "--num_samples", "20"]
@@ -168,6 +169,14 @@ def test_bf16_trains_like_fp32():
     flags = {"dataset": "digits", "hidden_size": 32}
     fp32, bf16 = (train_epochs(begin(precision=precision, **flags), 3, 100) for precision in ("fp32", "bf16"))
     assert bf16 == pytest.approx(fp32, rel=0.02) and bf16 != fp32
+
+
+def test_scores_do_not_depend_on_the_precision():
+    run = begin(dataset="digits", hidden_size=32, precision="bf16")
+    train_epochs(run, 1, 100)
+    score = evaluation.held_out_loss(run.average, 1, 1000)
+    run.average.config.precision = "fp32"
+    assert evaluation.held_out_loss(run.average, 1, 1000) == score
 
 
 def test_a_weight_counts_values_in_the_loss():
