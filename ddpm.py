@@ -149,7 +149,7 @@ DRAWN = {"sampler", "eta", "sampling_steps", "sampling_power", "guidance", "dist
 STUDENT = {"epochs": 1, "learning_rate": 1e-3, "ema_decay": 0.99, "sampler": "ddim", "eta": 0.0, "guidance": 1.0}
 DISTILLED = {  # what a distillation has instead of the defaults
     "points": STUDENT | {"steps": 2000, "train_batch_size": 1024, "sampling_steps": 4, "time_power": 3.0},
-    "images": STUDENT | {"steps": 1600, "train_batch_size": 64, "sampling_steps": 1, "time_power": 2.0},
+    "images": STUDENT | {"steps": 2100, "train_batch_size": 64, "sampling_steps": 1, "time_power": 2.0},
     "audio": STUDENT | {"steps": 1600, "train_batch_size": 32, "sampling_steps": 1, "time_power": 2.0},
     "series": STUDENT | {"steps": 1000, "train_batch_size": 64, "sampling_steps": 1, "time_power": 1.0},
 }
@@ -204,7 +204,7 @@ from tiny_diffusion.machine import (
     process,
     progress_bar,
     seed_from,
-    set_up_processor,
+    set_threads,
 )
 from tiny_diffusion.report import GIF_FRAMES, write_gif, write_report, write_training
 
@@ -978,7 +978,7 @@ def begin(given: dict, folder: Path, device: torch.device) -> Run:
         config.given = {flag: given[flag] for flag in given if flag not in ACTIONS}
     else:
         config = resolve(given, saved.get("config"))
-    config.threads = set_up_processor(config.threads if saved else given.get("threads"), modality_of(config.dataset))
+    config.threads = set_threads(config.threads if saved else given.get("threads"), modality_of(config.dataset))
     data = read_data(config)
     source = teacher.data.facts if teacher else restore(saved["data"]).facts if saved else data.facts
     if not data.facts.equal(source):
@@ -1092,7 +1092,7 @@ def from_checkpoint(given: dict, device: torch.device) -> tuple[Path, dict]:
     home = EXPERIMENTS / path.stem if path.absolute().parent == MODELS else path.parent
     model = load_model(path, load_data="evaluate" in given, **given | {"device": device})
     config = model.config
-    config.threads = set_up_processor(given.get("threads"), model.data.modality)
+    config.threads = set_threads(given.get("threads"), model.data.modality)
     settings = [path.stem, config.sampler, config.sampling_steps, config.label and f"label-{config.label}"]
     settings += [config.eta and f"eta-{config.eta:g}", f"guidance-{config.guidance:g}", f"seed-{config.seed}"]
     folder, first = home / "samples" / file_name(*filter(None, settings)), process()[0] == 0

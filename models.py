@@ -27,7 +27,7 @@ CATEGORY_SIZE = 16  # of a series' embedding
 class Denoiser(nn.Module):
     """A network that samples of `shape` are drawn with."""
 
-    large = False  # enough to gain from bfloat16
+    large = True  # enough to gain from bfloat16
 
     def __init__(self, shape: tuple[int, ...], num_timesteps: int):
         super().__init__()
@@ -73,6 +73,8 @@ class MLP(Denoiser):
     cond: a class number each, (batch,), or `num_classes` for none.
     """
 
+    large = False
+
     def __init__(
         self,
         shape: tuple[int],
@@ -113,8 +115,6 @@ class UNet(Denoiser):
     `hidden_size` times its multiplier wide; attention is at the lowest resolution alone. Sides that cannot be halved so
     often are padded with zeros. cond: a class number each, (batch,), or `num_classes` for none.
     """
-
-    large = True
 
     def __init__(
         self,
@@ -285,7 +285,7 @@ class RNN(Denoiser):
         self.dropout = nn.Dropout(dropout)
         embed = embedding(time_embedding, embedding_size, scale=1000)
         self.denoiser = VectorDenoiser(shape[1], 2 * hidden_size, hidden_layers, num_timesteps, embed)
-        self.project = nn.Linear(hidden_size, self.denoiser.cond_size)
+        self.project = ExactLinear(hidden_size, self.denoiser.cond_size)
 
     def features(self, past) -> Tensor:
         """What is known of each step beside the values, with the embeddings of the series' categories."""
@@ -467,11 +467,11 @@ class VectorDenoiser(Denoiser):
     def __init__(self, dimensions: int, width: int, layers: int, num_timesteps: int, embed_time: nn.Module):
         super().__init__((dimensions,), num_timesteps)
         self.embed_time, self.cond_size = embed_time, (1 + layers) * width
-        self.embed = nn.Linear(embed_time.size, self.cond_size)
-        self.stem = nn.Linear(dimensions, width)
+        self.embed = ExactLinear(embed_time.size, self.cond_size)
+        self.stem = ExactLinear(dimensions, width)
         self.layers = nn.ModuleList(ResidualLayer(width) for _ in range(layers))
-        self.head = zero(nn.Linear(width, dimensions))
-        self.gain = zero(nn.Linear(width, dimensions))
+        self.head = zero(ExactLinear(width, dimensions))
+        self.gain = zero(ExactLinear(width, dimensions))
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         e = cond + self.embed(self.embed_time(t / self.num_timesteps))
@@ -480,6 +480,14 @@ class VectorDenoiser(Denoiser):
         for layer, shift in zip(self.layers, shifts):
             h = layer(h, shift)
         return self.head(F.silu(h)) + self.gain(F.silu(e)) * x_t
+
+
+class ExactLinear(nn.Linear):
+    """A linear layer that is computed in float32 whatever the precision: what is small gains nothing from less."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
 
 
 class ResidualLayer(nn.Module):

@@ -12,7 +12,7 @@ from tiny_diffusion.machine import (
     noise_of,
     paired_noise_of,
     seed_from,
-    set_up_processor,
+    set_threads,
 )
 from tiny_diffusion.messages import UsageError
 
@@ -58,7 +58,7 @@ def test_threads_are_as_many_as_cores_are_free(monkeypatch, modality, busy, thre
     monkeypatch.setattr(psutil, "cpu_percent", lambda interval, percpu: busy)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
-    assert set_up_processor(None, modality) == threads and set_up_processor(3, modality) == 3
+    assert set_threads(None, modality) == threads and set_threads(3, modality) == 3
 
 
 def test_more_than_the_memory_is_refused_before_it_is_asked_for():

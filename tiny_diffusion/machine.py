@@ -1,11 +1,9 @@
 """The machine: its device and memory, what it refuses, and what several processes, which torchrun starts, share."""
 
 import contextlib
-import ctypes
 import math
 import os
 import re
-import sys
 
 import numpy as np
 import psutil
@@ -16,7 +14,6 @@ from tqdm import tqdm
 from tiny_diffusion.messages import UsageError
 
 NOISE_BLOCK = 32  # samples that share a random generator
-KEEP_MEMORY = {-1: 2**31 - 1, -3: 2**25}  # of glibc's malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD; their maxima
 MOST_THREADS = {"points": 4, "series": 4}  # of small networks: PyTorch cuts their tensors into no more parts
 
 
@@ -73,14 +70,8 @@ class Unfilled(torch.overrides.TorchFunctionMode):
         return function(*arguments, **keywords or {})
 
 
-def set_up_processor(threads: int | None, modality: str) -> int:
-    """Compute with as many threads, by default as cores are free; returns the number. Freed memory is kept, too.
-
-    The C library would give memory back, and a tenth of a UNet's step goes into asking for it again.
-    """
-    if hasattr(c_library := ctypes.CDLL(None) if sys.platform == "linux" else None, "mallopt"):
-        for setting, value in KEEP_MEMORY.items():
-            c_library.mallopt(setting, value)
+def set_threads(threads: int | None, modality: str) -> int:
+    """Compute with as many threads, by default as cores are free; returns the number."""
     if not threads:
         threads = min(torch.get_num_threads(), MOST_THREADS.get(modality, math.inf))
         if "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it, too
