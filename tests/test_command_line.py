@@ -120,7 +120,7 @@ def test_a_model_that_comes_along_is_drawn_from_by_its_name_without_data(ddpm_co
     assert all(weight.dtype == torch.float16 for weight in model["average"].values()) and str(tmp_path) not in str(
         model
     )
-    done = ddpm_command("--sample", "ten")
+    done = ddpm_command("--sample", "ten", "--num_samples", 20)
     assert done.returncode == 0 and done.stdout.split()[-1].startswith("exps/ten/samples/"), done.stderr
     samples, whole = (np.load(f"{folder}/samples.npy") for folder in (done.stdout.split()[-1], "exps/a"))
     assert np.abs(samples.astype(int) - whole).max() <= 2

@@ -15,14 +15,15 @@ from datasets import restore
 from tiny_diffusion.length import chosen_weights
 from tiny_diffusion.messages import UsageError
 
-LOCAL = {"data_dir", "device", "precision", "compile"}  # settings of the machine
+LEFT_OUT = {"data_dir", "device", "threads", "precision", "compile"}  # settings of the machine,
+LEFT_OUT |= {"experiment_name", "num_samples"}  # and of one run
 LARGEST = 2.5e6  # bytes: as many as the UNet of sound takes
 
 
 def export(source: Path, target: Path) -> None:
     """Write the model in the checkpoint `source` to `target`. Raises UsageError if it would be too large."""
     saved = ddpm.load_checkpoint(source)
-    config = {name: value for name, value in saved["config"].items() if name not in LOCAL}
+    config = {name: value for name, value in saved["config"].items() if name not in LEFT_OUT}
     config["given"] = {name: value for name, value in config["given"].items() if name in config}
     average = {name: weight.half() for name, weight in chosen_weights(saved, config.get("keep", "best"))[1].items()}
     size = sum(weight.nbytes for weight in average.values())
