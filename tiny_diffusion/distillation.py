@@ -23,7 +23,6 @@ STEPS = 50  # of the student in an epoch
 FAKE_STEPS = 2  # of mu_fake to one of the student (DMD2, sec. 4.2, takes 5)
 FAKE_RATE = 5 / 3  # learning rate of mu_fake over the student's
 WARMUP = 20  # steps until the learning rates are reached
-PATIENCE = 8  # epochs, or a third of all, without a better score after which a distillation ends
 GUIDANCE = 1.15  # of mu_real, where there are classes
 FEW = 8  # values of a sample: of fewer the mean may be as good as zero
 COMPARED = {"points": 4000, "images": 1000, "audio": 500, "series": 256}  # items that samples are scored against
