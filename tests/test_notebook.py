@@ -13,6 +13,7 @@ TINY = """
 IMAGES = "digits"
 small = {"epochs": 2, "save_every": 1, "num_samples": 10}
 BASES = {POINTS: small | {"num_timesteps": 20}, IMAGES: small | {"hidden_size": 16, "num_timesteps": 20}, SERIES: {}}
+STUDENTS = {POINTS: {"epochs": 2, "save_every": 1}, IMAGES: {"epochs": 1, "save_every": 1}}
 SCORES = {POINTS: ("distance_to_data", 50), IMAGES: ("bits_per_dim", 20), SERIES: ("crps", 5)}
 SEEDS = {POINTS: 2, IMAGES: 1, SERIES: 1}
 KEPT = {SERIES}
