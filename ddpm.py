@@ -128,7 +128,11 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
         "seed": option(0, "random seed", **seed),
         "device": option("auto", "device: cpu, cuda, cuda:1, mps", metavar="NAME"),
         "threads": option(None, "processor threads (default: as many as cores are free)", **number_in(int, 1, 1024)),
-        "precision": option("auto", "of the denoiser; auto: bf16 if in hardware", choices=("auto", "fp32", "bf16")),
+        "precision": option(
+            "auto",
+            "precision of the denoiser; auto: bf16 where the hardware has it, points excepted",
+            choices=("auto", "fp32", "bf16"),
+        ),
         "compile": option(False, "compile the denoiser: a minute to start, then faster", action="store_true"),
     },
 }
@@ -418,10 +422,6 @@ class Model:
     data: Data
     config: argparse.Namespace
 
-    def predict(self, x_t: Tensor, t: Tensor, cond) -> Tensor:
-        """What the denoiser predicts, in float32 whatever `--precision` is, so that scores compare."""
-        return self.denoiser(x_t, t, cond)
-
 
 def new_model(config, data: Data, device, saved: dict | None = None) -> Model:
     """An untrained model, like that of the checkpoint `saved` if given. Raises UsageError where settings do not fit."""
@@ -496,9 +496,10 @@ def sample_batch(model: Model, numbers: range, frames: int, bar: tqdm) -> tuple[
             t = torch.full((1,) * data.time_axes, t, device=device)
             return denoiser.guided(x_t, t, cond, config.guidance).float()
 
-        settings = config.sampler, config.eta, lambda: noise(shape)
+        settings = {"sampler": config.sampler, "eta": config.eta, "noise": lambda: noise(shape)}
+        chain = reverse_process(denoise, scheduler, times, noise(shape), **settings)
         film, part = [torch.empty(0, *shape)], math.prod(shape) / math.prod(data.shape) / len(times)
-        for i, (_, x_t, _) in enumerate(reverse_process(denoise, scheduler, times, noise(shape), *settings)):
+        for i, (_, x_t, _) in enumerate(chain):
             if i in kept:
                 film.append(x_t[: data.animated * data.histories].cpu())
             bar.update(len(numbers) * part)

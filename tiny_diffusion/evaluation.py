@@ -1,6 +1,6 @@
 """How good a model is: the loss by noise level, bits per dimension, and a verdict on a run in words.
 
-`model` is a `ddpm.Model`.
+`model` is a `ddpm.Model`. It is scored in float32 whatever `--precision` is, so that scores compare.
 """
 
 import itertools
@@ -44,7 +44,7 @@ def losses(model, batches, number: int) -> tuple[np.ndarray, np.ndarray]:
             hidden = torch.rand(len(x_0), generator=generator, device=device) < LABEL_DROPOUT
             cond = cond.masked_fill(hidden, len(data.classes))
         x_0 = model.denoiser.residual(x_0, cond)
-        prediction = model.predict(scheduler.add_noise(x_0, noise, t), t, cond)
+        prediction = model.denoiser(scheduler.add_noise(x_0, noise, t), t, cond)
         error = (prediction - scheduler.target(x_0, noise, t)) ** 2
         weight = torch.ones_like(error) if weight is None else weight
         found.append((weight * error).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1))
@@ -102,7 +102,7 @@ def bits_per_dim(model, number: int) -> dict:
     with progress_bar("evaluating", number, "items") as bar:
         for (x_0, cond, _), t in zip(batches, torch.from_numpy(times).to(device).split(config.eval_batch_size)):
             x_t = scheduler.add_noise(x_0, torch.randn(x_0.shape, generator=generator, device=device), t)
-            predicted = scheduler.predict_x_0(model.predict(x_t, t, cond), x_t, t).cpu().double()
+            predicted = scheduler.predict_x_0(model.denoiser(x_t, t, cond), x_t, t).cpu().double()
             t, x_0 = t.cpu(), x_0.cpu().double()
             terms = bound_terms(scheduler, x_0, predicted, t, data.bin_width).flatten(1).sum(1)
             bits.append(terms / torch.from_numpy(odds)[t - 1] + prior_term(scheduler, x_0).flatten(1).sum(1))
