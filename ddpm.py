@@ -152,10 +152,11 @@ FIXED = {flag for group in ("data", "diffusion", "denoiser") for flag in FLAGS[g
 DRAWN = {"sampler", "eta", "sampling_steps", "sampling_power", "guidance", "distill"}  # fixed by a distillation too
 STUDENT = {"epochs": 1, "learning_rate": 1e-3, "ema_decay": 0.99, "sampler": "ddim", "eta": 0.0, "guidance": 1.0}
 DISTILLED = {  # what a distillation has instead of the defaults
-    "points": STUDENT | {"steps": 2000, "train_batch_size": 1024, "sampling_steps": 4, "time_power": 3.0},
+    "points": STUDENT
+    | {"steps": 2000, "train_batch_size": 1024, "sampling_steps": 4, "sampling_power": 2.0, "learning_rate": 3e-3},
     "images": STUDENT | {"steps": 2100, "train_batch_size": 64, "sampling_steps": 1, "time_power": 2.0},
     "audio": STUDENT | {"steps": 1600, "train_batch_size": 32, "sampling_steps": 1, "time_power": 2.0},
-    "series": STUDENT | {"steps": 1000, "train_batch_size": 64, "sampling_steps": 1, "time_power": 1.0},
+    "series": STUDENT | {"steps": 1600, "train_batch_size": 64, "sampling_steps": 1, "learning_rate": 2e-3},
 }
 
 
@@ -266,8 +267,9 @@ def check_flags(given: dict, known: dict, saved: dict, modality: str) -> None:
             raise UsageError(f"--{flag}: no such flag; python ddpm.py -h lists them")
         if flag not in known:
             raise UsageError(f"--{flag}: has no effect on {modality}; leave it out")
-        if "distill" in given and flag in ("sampler", "eta"):
-            raise UsageError(f"--{flag} {value}: has no effect with --distill, which draws with ddim; leave it out")
+        unused = {"sampler", "eta"} | (set() if modality in distillation.MATCHED else {"time_power"})
+        if "distill" in given and flag in unused:
+            raise UsageError(f"--{flag} {value}: has no effect with --distill of {modality}; leave it out")
         fixed = FIXED | DRAWN if saved.get("distill") else FIXED
         if saved and flag in fixed and value != saved.get(flag):
             raise UsageError(f"--{flag} {value}: the checkpoint was trained with {saved.get(flag)}; leave it out")
@@ -663,7 +665,7 @@ class Distillation(Run):
             denoiser.load_state_dict(teacher.denoiser.state_dict())
         model.denoiser.eval()  # the encoder of a forecaster stays as it is
         self.fake, rates = None, {model.denoiser.called: rate}
-        if not (model.data.modality == "series" and model.data.shape[1] < distillation.FEW):
+        if model.data.modality in distillation.MATCHED:
             self.fake = copy.deepcopy(teacher.denoiser.called).requires_grad_()
             rates[self.fake] = distillation.FAKE_RATE * rate
         self.optimizers = [distillation.optimizer(network, rate) for network, rate in rates.items()]
@@ -682,7 +684,7 @@ class Distillation(Run):
         yield from itertools.islice(itertools.chain.from_iterable(epochs), distillation.STEPS)
 
     def learn(self, batch):
-        return (distill_step if self.fake else energy_step)(self, batch)
+        return (matching_step if self.fake else imitation_step)(self, batch)
 
     def share(self) -> float:
         """Of the learning rate."""
@@ -690,7 +692,7 @@ class Distillation(Run):
         return left * min(1, self.step / distillation.WARMUP)
 
     def held_out_loss(self, epoch, items):
-        score = distillation.score(self.average, self.teacher, generate)
+        score = distillation.score(self.average, self.teacher, generate, imitation_loss)
         return score and of_the_first(score, self.model.scheduler.device)
 
     def finished(self):
@@ -709,21 +711,42 @@ class Distillation(Run):
                 self.fake.load_state_dict(state["fake"])
 
 
-def generate(model: Model, cond, x_T: Tensor) -> Tensor:
-    """x_0 out of the noise x_T in the few calls of a student, with its gradient; cond is what these are given."""
-    config, scheduler = model.config, model.scheduler
-    times = scheduler.timesteps(config.sampling_steps, config.sampling_power)
+def steps_from(x_t: Tensor, cond, model: Model, times: list[int], sampler: str):
+    """`reverse_process` from x_t on, without noise of its own, by the network that a distillation changes."""
 
     def denoise(x_t, t):
         t = torch.full((1,) * model.data.time_axes, t, device=x_t.device)
-        with models.autocast(model.denoiser, config.precision):
-            return model.denoiser.called(x_t, t, cond).float()
+        with models.autocast(model.denoiser, model.config.precision):
+            return model.denoiser.called.guided(x_t, t, cond, model.config.guidance).float()
 
-    *_, (_, x_0, _) = reverse_process(denoise, scheduler, times, x_T, config.sampler, config.eta)
+    return reverse_process(denoise, model.scheduler, times, x_t, sampler)
+
+
+def generate(model: Model, cond, x_T: Tensor) -> Tensor:
+    """x_0 out of the noise x_T in the few calls of a student, with its gradient; cond is what these are given."""
+    times = model.scheduler.timesteps(model.config.sampling_steps, model.config.sampling_power)
+    *_, (_, _, x_0) = steps_from(x_T, cond, model, times, model.config.sampler)
     return x_0
 
 
-def distill_step(run: Distillation, batch) -> Tensor:
+def imitation_loss(model: Model, teacher: Model, cond, x_T: Tensor) -> Tensor:
+    """Mean squared error of the student's steps along the way from x_T to x_0 that the teacher takes without noise.
+
+    Where the teacher gets in many calls, the student is to get in one (Salimans & Ho 2022, all halvings at once). A
+    step from x_t counts 1 / sigma_t^2, as errors of v do (their app. D): the last, short ones make outlines sharp.
+    """
+    times = model.scheduler.timesteps(model.config.sampling_steps, model.config.sampling_power)
+    with torch.no_grad():
+        way = {t: x_t for t, x_t, _ in steps_from(x_T, cond, teacher, distillation.finer(times), "dpm++")}
+    errors = []
+    for t, s in itertools.pairwise(times):
+        *_, (_, _, x_s) = steps_from(way[t], cond, model, [t, s], model.config.sampler)
+        _, sigma = model.scheduler.signal_and_noise(x_T, t)
+        errors.append(F.mse_loss(x_s, way[s]) / sigma**2)
+    return sum(errors)
+
+
+def matching_step(run: Distillation, batch) -> Tensor:
     """A step of the student by distribution matching, then FAKE_STEPS of mu_fake on what the student has drawn.
 
     Returns the loss of mu_fake and the norm of the student's gradient, on the device.
@@ -751,18 +774,16 @@ def distill_step(run: Distillation, batch) -> Tensor:
     return torch.stack([loss.detach(), norm])
 
 
-def energy_step(run: Distillation, batch) -> Tensor:
-    """A step of the student on the energy score of its samples for x_0; returns that and the norm of its gradient."""
-    model, (x_0, cond, weight) = run.model, batch
-    student, paths = model.denoiser.called, distillation.LEARNED_PATHS
+def imitation_step(run: Distillation, batch) -> Tensor:
+    """A step of the student by imitation; returns the loss and the norm of the gradient, on the device."""
+    model, (x_0, cond, _) = run.model, batch
     run.step += 1
     with torch.no_grad():
-        x_0, cond = model.denoiser.residual(x_0, cond), model.denoiser.called_with(cond)
-    x_0, cond, weight = (part.repeat_interleave(paths, 0) for part in (x_0, cond, weight))
-    x = generate(model, cond, random_share(torch.randn, x_0.shape, run.generator))
-    loss = distillation.energy_score(weight * x, weight * x_0, paths)
-    norm = descend(loss, student, run.optimizers, run.share())
-    follow(run.average.denoiser.called, student, run.step, model.config.ema_decay)
+        cond = model.denoiser.called_with(cond)
+    x_T = random_share(torch.randn, x_0.shape, run.generator)
+    loss = imitation_loss(model, run.teacher, cond, x_T)
+    norm = descend(loss, model.denoiser.called, run.optimizers, run.share())
+    follow(run.average.denoiser.called, model.denoiser.called, run.step, model.config.ema_decay)
     return torch.stack([loss.detach(), norm])
 
 

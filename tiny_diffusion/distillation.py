@@ -1,52 +1,55 @@
-"""Out of a model that draws in many calls of its network, one that draws in few: distribution matching distillation.
+"""Out of a model that draws in many calls of its network, the teacher, one that draws in few, the student.
 
-The student turns noise x_T into a sample x in its few calls. x is noised to x_t = signal_t x + sigma_t noise, and two
-denoisers say what they would make of it: the teacher, mu_real, who knows the data, and mu_fake, which learns from the
-student's samples by the ordinary training loss. Where they disagree, the student's distribution is not the teacher's.
-(Yin et al. 2024, "One-step Diffusion with Distribution Matching Distillation", DMD, and "Improved Distribution Matching
-Distillation", DMD2: a start from the teacher's weights, several steps of mu_fake to one of the student.)
+Points and series are few numbers at a time. The teacher takes noise x_T to an x_0 without further noise, and the
+student learns to take the same x_T to the same x_0 (`imitation_loss` in ddpm.py).
 
-Of a few series the student learns from the data instead: the next values are FEW numbers, for which the energy score, a
-proper one, says all that is to be learned. Validation windows prefer that; of more series they prefer the teacher.
+Of an image or a sound the mean of what x_T may become is a blur, so not single samples are learned but their
+distribution: distribution matching distillation. A sample x of the student's is noised to x_t = signal_t x + sigma_t
+noise, and two denoisers say what they would make of it: the teacher, mu_real, who knows the data, and mu_fake, which
+learns from the student's samples by the ordinary training loss. Where they disagree, the student's distribution is not
+the teacher's. (Yin et al. 2024, "One-step Diffusion with Distribution Matching Distillation", DMD, and "Improved
+Distribution Matching Distillation", DMD2: a start from the teacher's weights, several steps of mu_fake to one of the
+student.)
 """
 
 import itertools
-import math
 
 import torch
 from torch import Tensor
 
 from tiny_diffusion.messages import many
-from tiny_diffusion.points import nearest_distance, sliced_wasserstein
 
 STEPS = 50  # of the student in an epoch
 FAKE_STEPS = 2  # of mu_fake to one of the student (DMD2, sec. 4.2, takes 5)
 FAKE_RATE = 5 / 3  # learning rate of mu_fake over the student's
 WARMUP = 20  # steps until the learning rates are reached
 GUIDANCE = 1.15  # of mu_real, where there are classes
-FEW = 8  # values of a sample: of fewer the mean may be as good as zero
-COMPARED = {"points": 4000, "images": 1000, "audio": 500, "series": 256}  # items that samples are scored against
+MATCHED = {"images", "audio"}  # learned by distribution matching
+COMPARED = {"points": 4000, "images": 1000, "audio": 500, "series": 256}  # samples that are scored
 FEATURES_AT = 0.03  # of the chain: the noise at which the teacher looks at images and sounds; more hides the detail
-PATHS = 16  # drawn for each step of a window, to score them
-LEARNED_PATHS = 4  # the same, to learn from
+TEACHER_CALLS = 20  # on the way that is imitated
+
+
+def finer(times: list[int]) -> list[int]:
+    """The teacher's times on the way through the student's: some TEACHER_CALLS, closer before each of the latter."""
+    parts, found = -(-TEACHER_CALLS // (len(times) - 1)), set(times)
+    for t, s in itertools.pairwise(times):
+        found |= {round(s + (t - s) * (i / parts) ** 1.5) for i in range(1, parts)}
+    return sorted(found, reverse=True)
 
 
 def matching_loss(x: Tensor, cond, teacher, fake, scheduler, guidance: float, t: Tensor, noise: Tensor) -> Tensor:
     """A number whose gradient with respect to the student's samples x is (mu_fake - mu_real) / |mu_real - x|.
 
     That is the gradient of KL(student || teacher) at noise level t (DMD, eq. 7), as the score of x_t is
-    (signal mu - x_t) / sigma^2, with the weight of eq. 8, by which every sample pulls as hard: the mean over the sample
-    of |mu_real - x|, or sigma if that are FEW values. mu_real has classifier-free guidance. t is as in training, one
-    for each of x's leading axes.
+    (signal mu - x_t) / sigma^2, with the weight of eq. 8, by which every sample pulls as hard. mu_real has
+    classifier-free guidance.
     """
     with torch.no_grad():
         x_t = scheduler.add_noise(x, noise, t)
         mu_real = scheduler.predict_x_0(teacher.guided(x_t, t, cond, guidance).float(), x_t, t)
         mu_fake = scheduler.predict_x_0(fake(x_t, t, cond).float(), x_t, t)
-        values = tuple(range(t.ndim, x.ndim))
-        size = (mu_real - x).abs().mean(values, keepdim=True).clamp(min=1e-6)
-        if math.prod(x.shape[t.ndim :]) < FEW:
-            _, size = scheduler.signal_and_noise(x, t)  # the size of the error where all is normal
+        size = (mu_real - x).abs().mean(tuple(range(1, x.ndim)), keepdim=True).clamp(min=1e-6)
         gradient = (mu_fake - mu_real) / size
     return (gradient * x).mean()
 
@@ -76,62 +79,39 @@ def seen_apart(x: Tensor, x_0: Tensor, teacher) -> float:
     return frechet(features(x.clamp(*teacher.scheduler.interval)), features(x_0))
 
 
-def points_apart(x: Tensor, x_0: Tensor, teacher) -> float:
-    """Sliced Wasserstein distance of samples to items, and the distance of each to the nearest of the others."""
-    x, x_0 = x.cpu().numpy(), x_0.cpu().numpy()
-    return sliced_wasserstein(x, x_0) + nearest_distance(x, x_0) + nearest_distance(x_0, x)
+def compared(student):
+    """Items, what their class or past is to the network, and noise, to score a student on: the same at every call.
 
-
-def energy_score(x: Tensor, x_0: Tensor, paths: int) -> Tensor:
-    """Of so many samples x each, one after the other, for items x_0 (n, time, dimensions): E|x - x_0| - E|x - x'| / 2.
-
-    What the CRPS is for vectors (Gneiting & Raftery 2007, eq. 22); the best x are drawn from x_0's distribution.
-    """
-    x, x_0 = (part.unflatten(0, (-1, paths)) for part in (x, x_0))
-    others = torch.stack([x.roll(i, dims=1) for i in range(1, paths)])
-
-    def distance(one, other):
-        return ((one - other).square().sum(-1) + 1e-12).sqrt().mean()  # smooth where they are equal
-
-    return distance(x, x_0) - distance(x, others) / 2
-
-
-def forecasts_apart(x: Tensor, x_0: Tensor, teacher) -> float:
-    """Energy score of samples for what came next."""
-    return energy_score(x, x_0, PATHS).item()
-
-
-APART = {"points": points_apart, "images": seen_apart, "audio": seen_apart, "series": forecasts_apart}
-
-
-@torch.inference_mode()
-def score(student, teacher, draw) -> float | None:
-    """How far samples of the student are from the data; None where there is too little data to say.
-
-    Both are `ddpm.Model`s; `draw(student, cond, x_T)` gives samples of the student's. They are compared with items that
-    train, or windows that validate, of the same classes or pasts; noise and items are the same at every call.
+    Items that train, or windows that validate; None where there are too few.
     """
     data, device, size = student.data, student.scheduler.device, student.config.eval_batch_size
     number = COMPARED[data.modality]
     if data.modality == "series":
-        size = max(1, size // PATHS)
         batches = data.validation(size, number, device)
     else:
         size = min(size, number, len(data.train))
         epochs = (data.batches(size, 0, epoch, device) for epoch in itertools.count())
         batches = itertools.islice(itertools.chain.from_iterable(epochs), number // size)
-    if batches is None:
+    generator = torch.Generator(device).manual_seed(student.config.seed)
+    return batches and (
+        (x_0, student.denoiser.called_with(cond), torch.randn(x_0.shape, generator=generator, device=device))
+        for x_0, cond, _ in batches
+    )
+
+
+@torch.inference_mode()
+def score(student, teacher, draw, imitation_loss) -> float | None:
+    """How far samples of the student are from the teacher's, or from the data; None where there is too little data.
+
+    Both are `ddpm.Model`s; `draw` and `imitation_loss` are ddpm.py's.
+    """
+    if (batches := compared(student)) is None:
         return None
-    generator, drawn, compared = torch.Generator(device).manual_seed(student.config.seed), [], []
-    for x_0, cond, weight in batches:
-        x_0, cond = student.denoiser.residual(x_0, cond), student.denoiser.called_with(cond)
-        if data.modality == "series":
-            x_0, cond, weight = (part.repeat_interleave(PATHS, 0) for part in (x_0, cond, weight))
-        x = draw(student, cond, torch.randn(x_0.shape, generator=generator, device=device))
-        known = 1 if weight is None else weight
-        drawn.append(known * x)
-        compared.append(known * x_0)
-    return APART[data.modality](torch.cat(drawn), torch.cat(compared), teacher)
+    if student.data.modality not in MATCHED:
+        losses = [imitation_loss(student, teacher, cond, x_T) for _, cond, x_T in batches]
+        return torch.stack(losses).mean().item()
+    x_0, x = zip(*((x_0, draw(student, cond, x_T)) for x_0, cond, x_T in batches))
+    return seen_apart(torch.cat(x), torch.cat(x_0), teacher)
 
 
 def verdict(metrics: dict, epoch: int) -> str:
