@@ -684,12 +684,16 @@ class Distillation(Run):
         yield from itertools.islice(itertools.chain.from_iterable(epochs), distillation.STEPS)
 
     def learn(self, batch):
-        return (matching_step if self.fake else imitation_step)(self, batch)
+        imitates = not self.fake or (self.done() < distillation.IMITATED and not self.model.data.classes)
+        return (imitation_step if imitates else matching_step)(self, batch)
+
+    def done(self) -> float:
+        """The share of the steps that is behind."""
+        return self.step / (self.model.config.epochs * distillation.STEPS)
 
     def share(self) -> float:
-        """Of the learning rate."""
-        left = 1 - (self.step - 1) / (self.model.config.epochs * distillation.STEPS)
-        return left * min(1, self.step / distillation.WARMUP)
+        """Of the learning rate, in the step that has begun."""
+        return (1 - self.done()) * min(1, self.step / distillation.WARMUP)
 
     def held_out_loss(self, epoch, items):
         score = distillation.score(self.average, self.teacher, generate, imitation_loss)
@@ -736,8 +740,9 @@ def imitation_loss(model: Model, teacher: Model, cond, x_T: Tensor) -> Tensor:
     step from x_t counts 1 / sigma_t^2, as errors of v do (their app. D): the last, short ones make outlines sharp.
     """
     times = model.scheduler.timesteps(model.config.sampling_steps, model.config.sampling_power)
+    calls = distillation.TEACHER_CALLS[model.data.modality]
     with torch.no_grad():
-        way = {t: x_t for t, x_t, _ in steps_from(x_T, cond, teacher, distillation.finer(times), "dpm++")}
+        way = {t: x_t for t, x_t, _ in steps_from(x_T, cond, teacher, distillation.finer(times, calls), "dpm++")}
     errors = []
     for t, s in itertools.pairwise(times):
         *_, (_, _, x_s) = steps_from(way[t], cond, model, [t, s], model.config.sampler)
@@ -782,7 +787,7 @@ def imitation_step(run: Distillation, batch) -> Tensor:
         cond = model.denoiser.called_with(cond)
     x_T = random_share(torch.randn, x_0.shape, run.generator)
     loss = imitation_loss(model, run.teacher, cond, x_T)
-    norm = descend(loss, model.denoiser.called, run.optimizers, run.share())
+    norm = descend(loss, model.denoiser.called, run.optimizers[:1], run.share())
     follow(run.average.denoiser.called, model.denoiser.called, run.step, model.config.ema_decay)
     return torch.stack([loss.detach(), norm])
 

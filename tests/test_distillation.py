@@ -136,6 +136,15 @@ def test_a_stopped_distillation_resumes_to_the_bit_without_its_teacher(ddpm_comm
     assert one == other and len(one) == 3
 
 
+def test_without_classes_a_student_of_images_begins_by_imitation(ddpm_command, short, monkeypatch, tmp_path):
+    begun, step = [], ddpm.imitation_step
+    monkeypatch.setattr(ddpm, "imitation_step", lambda run, batch: begun.append(run.step) or step(run, batch))
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((40, 8, 8), np.float32))
+    folder = distilled(ddpm_command, "array", "--data_dir", tmp_path / "x.npy")
+    config = json.loads((folder / "config.json").read_text())
+    assert begun == [0, 1] and (config["learning_rate"], config["time_power"]) == (5e-4, 1.0)
+
+
 def test_points_are_drawn_in_as_many_calls_as_asked_for(ddpm_command, short):
     folder = distilled(ddpm_command, "moons")
     assert ddpm.load_model(folder / "checkpoint.pt").config.sampling_steps == 4
@@ -196,7 +205,7 @@ def test_by_imitation_the_student_learns_the_teacher_s_own_map_from_noise_to_x_0
     scale = alpha.sqrt() * STD**2 / (alpha * STD**2 + 1 - alpha)
     network = Linear(scale, MEAN - scale * alpha.sqrt() * MEAN)
     config = SimpleNamespace(sampling_steps=1, sampling_power=1.0, sampler="ddim", precision="fp32", guidance=1.0)
-    teacher = ddpm.Model(network, scheduler, SimpleNamespace(time_axes=1), config)
+    teacher = ddpm.Model(network, scheduler, SimpleNamespace(time_axes=1, modality="points"), config)
     student = dataclasses.replace(teacher, denoiser=copy.deepcopy(network))
     optimizer = torch.optim.Adam(student.denoiser.parameters(), 0.01)
     for step in range(600):
@@ -207,9 +216,10 @@ def test_by_imitation_the_student_learns_the_teacher_s_own_map_from_noise_to_x_0
 
 
 def test_the_way_of_the_teacher_passes_the_times_of_the_student_and_gets_closer_before_each():
-    assert distillation.finer([100, 0])[:2] == [100, 93] and distillation.finer([100, 0])[-3:] == [3, 1, 0]
+    fine = distillation.finer([100, 0], 20)
+    assert fine[:2] == [100, 93] and fine[-3:] == [3, 1, 0]
     times = [250, 141, 62, 16, 0]
-    fine = distillation.finer(times)
+    fine = distillation.finer(times, 20)
     assert len(fine) == 21 and set(times) <= set(fine) and fine == sorted(set(fine), reverse=True)
 
 

@@ -4,8 +4,8 @@ import math
 
 import pandas as pd
 
+from tiny_diffusion import distillation
 from tiny_diffusion.data import Data
-from tiny_diffusion.distillation import STEPS
 from tiny_diffusion.machine import process
 from tiny_diffusion.messages import UsageError
 
@@ -26,11 +26,11 @@ def batch_size_of(config, data: Data) -> int:
 
 def settle(config, given: dict, data: Data) -> None:
     """Choose what depends on the data, unless it is given: its recipe, and as many epochs as `--steps` takes."""
-    recipe = {} if config.distill else data.recipe()
+    recipe = distillation.recipe(data) if config.distill else data.recipe()
     vars(config).update({flag: value for flag, value in recipe.items() if flag not in config.given})
     if "epochs" in given:
         return
-    steps_per_epoch = STEPS if config.distill else data.steps_per_epoch(batch_size_of(config, data))
+    steps_per_epoch = distillation.STEPS if config.distill else data.steps_per_epoch(batch_size_of(config, data))
     needed = math.ceil(config.steps / steps_per_epoch)
     if "steps" in given or needed > config.epochs:
         config.epochs = needed
