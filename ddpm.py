@@ -684,16 +684,13 @@ class Distillation(Run):
         yield from itertools.islice(itertools.chain.from_iterable(epochs), distillation.STEPS)
 
     def learn(self, batch):
-        imitates = not self.fake or (self.done() < distillation.IMITATED and not self.model.data.classes)
+        imitates = not self.fake or (self.step < distillation.IMITATED and not self.model.data.classes)
         return (imitation_step if imitates else matching_step)(self, batch)
 
-    def done(self) -> float:
-        """The share of the steps that is behind."""
-        return self.step / (self.model.config.epochs * distillation.STEPS)
-
     def share(self) -> float:
-        """Of the learning rate, in the step that has begun."""
-        return (1 - self.done()) * min(1, self.step / distillation.WARMUP)
+        """Of the learning rate."""
+        left = 1 - (self.step - 1) / (self.model.config.epochs * distillation.STEPS)
+        return left * min(1, self.step / distillation.WARMUP)
 
     def held_out_loss(self, epoch, items):
         score = distillation.score(self.average, self.teacher, generate, imitation_loss)

@@ -137,6 +137,7 @@ def test_a_stopped_distillation_resumes_to_the_bit_without_its_teacher(ddpm_comm
 
 
 def test_without_classes_a_student_of_images_begins_by_imitation(ddpm_command, short, monkeypatch, tmp_path):
+    monkeypatch.setattr(distillation, "IMITATED", 2)
     begun, step = [], ddpm.imitation_step
     monkeypatch.setattr(ddpm, "imitation_step", lambda run, batch: begun.append(run.step) or step(run, batch))
     np.save(tmp_path / "x.npy", np.random.default_rng(0).random((40, 8, 8), np.float32))

@@ -27,7 +27,7 @@ GUIDANCE = 1.15  # of mu_real, where there are classes
 MATCHED = {"images", "audio"}  # learned by distribution matching
 COMPARED = {"points": 4000, "images": 1000, "audio": 500, "series": 256}  # samples that are scored
 FEATURES_AT = 0.03  # of the chain: the noise at which the teacher looks at images and sounds; more hides the detail
-IMITATED = 1 / 8  # of the steps of those without classes: what begins with the mean of all may never leave it
+IMITATED = 250  # first steps of those without classes: what begins with the mean of all may never leave it
 TEACHER_CALLS = {"points": 20, "images": 10, "audio": 10, "series": 20}  # on the way that is imitated
 
 
