@@ -569,7 +569,12 @@ class Run:
             self.average.denoiser.load_state_dict(state["average"])
             self.step, self.history, self.best = state["step"], state["history"], state.get("best", {})
             for optimizer, name in zip(self.optimizers, self.optimizer_names):
-                models.load_optimizer(optimizer, state[name]["state"], OPTIMIZER_STATE[name] if self.step else set())
+                expected = OPTIMIZER_STATE[name] if self.taken(name) > 0 else set()
+                models.load_optimizer(optimizer, state[name]["state"], expected)
+
+    def taken(self, optimizer_name: str) -> float:
+        """How many steps an optimizer has taken."""
+        return self.step
 
     def note_best(self) -> None:
         """Keep a copy of the average where the held-out loss of the last epoch is the lowest so far."""
@@ -684,8 +689,19 @@ class Distillation(Run):
         yield from itertools.islice(itertools.chain.from_iterable(epochs), distillation.STEPS)
 
     def learn(self, batch):
-        imitates = not self.fake or (self.step < distillation.IMITATED and not self.model.data.classes)
-        return (imitation_step if imitates else matching_step)(self, batch)
+        if self.step == self.imitated:
+            self.optimizers[0].state.clear()  # its moments are those of a loss a hundredth as steep
+        return (imitation_step if self.step < self.imitated else matching_step)(self, batch)
+
+    @property
+    def imitated(self) -> float:
+        """How many of the first steps are by imitation."""
+        if self.fake is None:
+            return math.inf
+        return 0 if self.model.data.classes else distillation.IMITATED
+
+    def taken(self, optimizer_name):
+        return self.step if optimizer_name == "adamw" else self.step - self.imitated
 
     def share(self) -> float:
         """Of the learning rate."""

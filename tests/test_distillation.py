@@ -146,6 +146,29 @@ def test_without_classes_a_student_of_images_begins_by_imitation(ddpm_command, s
     assert begun == [0, 1] and (config["learning_rate"], config["time_power"]) == (5e-4, 1.0)
 
 
+def test_a_distillation_stopped_as_it_ends_to_imitate_resumes_to_the_bit(ddpm_command, short, monkeypatch, tmp_path):
+    monkeypatch.setattr(distillation, "IMITATED", distillation.STEPS)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((40, 8, 8), np.float32))
+    distilled(ddpm_command, "array", "--data_dir", tmp_path / "x.npy")
+    save_last = ddpm.save_last
+
+    def stopped(state, folder):
+        save_last(state, folder)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ddpm, "save_last", stopped)
+        flags = ["--distill", "exps/teacher/checkpoint.pt", *SMALL, "--epochs", 3, "--experiment_name", "again"]
+        assert ddpm_command(*flags).returncode != 0
+    assert torch.load("exps/again/checkpoint.pt", weights_only=True)["step"] == distillation.STEPS
+    assert ddpm_command("--resume", "--experiment_name", "again").returncode == 0
+    one, other = (
+        torch.load(f"exps/{name}/checkpoint.pt", weights_only=True) for name in ("teacher_distilled", "again")
+    )
+    for part in ("model", "average", "fake"):
+        assert all(torch.equal(one[part][name], other[part][name]) for name in one[part]), part
+
+
 def test_points_are_drawn_in_as_many_calls_as_asked_for(ddpm_command, short):
     folder = distilled(ddpm_command, "moons")
     assert ddpm.load_model(folder / "checkpoint.pt").config.sampling_steps == 4
