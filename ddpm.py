@@ -658,7 +658,7 @@ def follow(average, network, step: int, ema_decay: float) -> None:
 class Distillation(Run):
     """A run whose model, the student, learns to draw in few calls what `teacher` draws in many; see `distillation`.
 
-    Its held-out loss is how far its samples are from the data. The learning rate falls to zero.
+    Its held-out loss is how far its samples are from the data, or the teacher's. The learning rate falls to zero.
     """
 
     optimizer_names = ("adamw", "fake_adamw")
