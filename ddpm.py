@@ -493,11 +493,7 @@ def sample_batch(model: Model, numbers: range, frames: int, bar: tqdm) -> tuple[
 
     def reverse(denoiser, shape, cond):
         """A whole reverse process, from noise to x_0 of `shape` for each number; what it passes is filmed."""
-
-        def denoise(x_t, t):
-            t = torch.full((1,) * data.time_axes, t, device=device)
-            return denoiser.guided(x_t, t, cond, config.guidance).float()
-
+        denoise = denoise_by(denoiser, cond, model)
         settings = {"sampler": config.sampler, "eta": config.eta, "noise": lambda: noise(shape)}
         chain = reverse_process(denoise, scheduler, times, noise(shape), **settings)
         film, part = [torch.empty(0, *shape)], math.prod(shape) / math.prod(data.shape) / len(times)
@@ -511,6 +507,17 @@ def sample_batch(model: Model, numbers: range, frames: int, bar: tqdm) -> tuple[
     with models.autocast(model.denoiser, config.precision):
         x_0 = model.denoiser.sample(reverse, data.condition(numbers, config.label, device))
     return x_0.cpu(), torch.cat(films[-data.shape[0] :], dim=2)  # of series, without the gap before the forecast
+
+
+def denoise_by(network, cond, model: Model):
+    """`denoise(x_t, t)` for `reverse_process`: the prediction of a model's network, given cond, with guidance."""
+
+    def denoise(x_t, t):
+        t = torch.full((1,) * model.data.time_axes, t, device=x_t.device)
+        with models.autocast(model.denoiser, model.config.precision):
+            return network.guided(x_t, t, cond, model.config.guidance).float()
+
+    return denoise
 
 
 class Run:
@@ -730,13 +737,7 @@ class Distillation(Run):
 
 def steps_from(x_t: Tensor, cond, model: Model, times: list[int], sampler: str):
     """`reverse_process` from x_t on, without noise of its own, by the network that a distillation changes."""
-
-    def denoise(x_t, t):
-        t = torch.full((1,) * model.data.time_axes, t, device=x_t.device)
-        with models.autocast(model.denoiser, model.config.precision):
-            return model.denoiser.called.guided(x_t, t, cond, model.config.guidance).float()
-
-    return reverse_process(denoise, model.scheduler, times, x_t, sampler)
+    return reverse_process(denoise_by(model.denoiser.called, cond, model), model.scheduler, times, x_t, sampler)
 
 
 def generate(model: Model, cond, x_T: Tensor) -> Tensor:

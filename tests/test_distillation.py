@@ -251,6 +251,8 @@ def test_a_forecaster_s_student_is_held_out_against_its_teacher(ddpm_command, sh
     csv = write_csv(tmp_path / "my.csv", waves(300, 1))
     folder = distilled(ddpm_command, "series", "--data_dir", csv, "--prediction_length", 6)
     assert pd.read_csv(folder / "log.csv")["held_out_loss"].is_monotonic_decreasing
+    few = ["--distill", "exps/teacher/checkpoint.pt", *SMALL, "--epochs", 1, "--eval_batch_size", 5]
+    assert ddpm_command(*few, "--experiment_name", "few").returncode == 0
     before = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert "fake_adamw" not in before and before["step"] == 9
     assert ddpm_command("--resume", "--experiment_name", folder.name).returncode == 0
