@@ -9,7 +9,7 @@ from tiny_diffusion.data import Data
 from tiny_diffusion.machine import process
 from tiny_diffusion.messages import UsageError
 
-KEPT = 16  # checkpoints of a run whose length follows from its data
+KEPT = 10  # checkpoints, about
 RISE = 0.03  # of the held-out loss: what counts as memorising
 PATIENCE = 1.5  # times the steps to the lowest held-out loss, after which training stops if it has risen
 CLEARLY = 1.01  # times the lowest held-out loss is more than chance makes of the last one
@@ -25,17 +25,15 @@ def batch_size_of(config, data: Data) -> int:
 
 
 def settle(config, given: dict, data: Data) -> None:
-    """Choose what depends on the data, unless it is given: its recipe, and as many epochs as `--steps` takes."""
+    """Choose what depends on the data, unless it is given: its recipe, as many epochs as `--steps` takes, which to keep."""
     recipe = distillation.recipe(data) if config.distill else data.recipe()
     vars(config).update({flag: value for flag, value in recipe.items() if flag not in config.given})
-    if "epochs" in given:
-        return
-    steps_per_epoch = distillation.STEPS if config.distill else data.steps_per_epoch(batch_size_of(config, data))
-    needed = math.ceil(config.steps / steps_per_epoch)
-    if "steps" in given or needed > config.epochs:
-        config.epochs = needed
-        if "save_every" not in config.given:
-            config.save_every = max(1, needed // KEPT)
+    if "epochs" not in given:
+        steps_per_epoch = distillation.STEPS if config.distill else data.steps_per_epoch(batch_size_of(config, data))
+        needed = math.ceil(config.steps / steps_per_epoch)
+        config.epochs = needed if "steps" in given else max(needed, config.epochs)
+    if "save_every" not in config.given:
+        config.save_every = max(1, config.epochs // KEPT)
 
 
 def checks(history: list[dict]) -> pd.DataFrame:
