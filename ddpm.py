@@ -133,7 +133,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
             "precision of the denoiser; auto: bf16 where the hardware has it, points excepted",
             choices=("auto", "fp32", "bf16"),
         ),
-        "compile": option(False, "compile the denoiser: a minute to start, then faster", action="store_true"),
+        "compile": option(False, "compile the denoiser, for GPUs: a minute to start", action="store_true"),
     },
 }
 ACTIONS = {  # other than training anew
@@ -204,6 +204,7 @@ from tiny_diffusion.machine import (
     check_memory,
     choose_device,
     explained,
+    keep_memory,
     mean_over_processes,
     of_the_first,
     process,
@@ -1167,6 +1168,7 @@ def main(given: dict) -> int:
 
 def perform(given: dict) -> tuple[Path, dict]:
     """Choose the device, join torchrun's other processes, and train or draw."""
+    keep_memory()
     device = choose_device(given.get("device", "auto"))
     with reading("WORLD_SIZE and RANK are not as torchrun sets them ({error}); start with torchrun, or unset them"):
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # all wait while the first process decodes and scores

@@ -1,5 +1,8 @@
 """The machine: noise that depends on a sample's number alone, and what is refused in one line."""
 
+import subprocess
+import sys
+
 import psutil
 import pytest
 import torch
@@ -84,3 +87,23 @@ def test_what_the_machine_refuses_is_told_with_a_remedy(error, told):
 def test_a_mistake_in_the_program_is_not_explained_away():
     with pytest.raises(RuntimeError, match="shapes"), explained():
         raise RuntimeError("shapes do not fit")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other allocators")
+def test_freed_memory_is_kept_for_the_next_step():
+    steps = """
+import resource, torch
+from tiny_diffusion.machine import keep_memory
+KEEP
+def step():
+    return sum(tensor.fill_(1.0).sum() for tensor in [torch.empty(2**22) for _ in range(8)])  # 128 MB
+step(), step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    kept, usual = (
+        int(subprocess.check_output([sys.executable, "-c", steps.replace("KEEP", call)], text=True))
+        for call in ("keep_memory()", "")
+    )
+    assert kept < usual / 10

@@ -25,7 +25,7 @@ def batch_size_of(config, data: Data) -> int:
 
 
 def settle(config, given: dict, data: Data) -> None:
-    """Choose what depends on the data, unless it is given: its recipe, as many epochs as `--steps` takes, which to keep."""
+    """Choose, unless it is given, what depends on the data: its recipe, and how many epochs to train and to keep."""
     recipe = distillation.recipe(data) if config.distill else data.recipe()
     vars(config).update({flag: value for flag, value in recipe.items() if flag not in config.given})
     if "epochs" not in given:

@@ -1,9 +1,11 @@
 """The machine: its device and memory, what it refuses, and what several processes, which torchrun starts, share."""
 
 import contextlib
+import ctypes
 import math
 import os
 import re
+import sys
 
 import numpy as np
 import psutil
@@ -14,6 +16,7 @@ from tqdm import tqdm
 from tiny_diffusion.messages import UsageError
 
 NOISE_BLOCK = 32  # samples that share a random generator
+MMAP_THRESHOLD, TRIM_THRESHOLD = (-3, 2**25), (-1, 2**29)  # parameters of glibc's mallopt, and bytes
 MOST_THREADS = {"points": 4, "series": 4}  # of small networks: PyTorch cuts their tensors into no more parts
 
 
@@ -68,6 +71,14 @@ class Unfilled(torch.overrides.TorchFunctionMode):
         if getattr(function, "__module__", None) == "torch.nn.init":
             return keywords["tensor"]
         return function(*arguments, **keywords or {})
+
+
+def keep_memory() -> None:
+    """Let glibc keep up to half a gigabyte of freed memory, which the next step needs: clean pages are slow to get."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        for parameter, value in (MMAP_THRESHOLD, TRIM_THRESHOLD):
+            libc.mallopt(parameter, value)
 
 
 def set_threads(threads: int | None, modality: str) -> int:
