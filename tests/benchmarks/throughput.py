@@ -3,12 +3,13 @@
     python tests/benchmarks/throughput.py
     python tests/benchmarks/throughput.py --minutes 5 15 --data_dir data
 
-For the speed all run in turn, several rounds, in one process on MNIST's shape; the figures are medians. The last column
-is the rate of convolutions and matrix products (forward and backward) as a share of what a large float32 matrix product
-reaches. With --minutes each is then trained on MNIST on one core, by its own recipe, and 1,000 samples of 25 calls are
-judged as handwritten_digits.py does it: after these minutes, and at times between, to tell when the Fréchet distance
-first falls below each of --below. Only the processor's time in training counts. Ours learn the digits' classes too,
-unless it says otherwise. Nobody mirrors digits, though lucidrains' Trainer mirrors images unless it is told not to.
+For the speed all run in turn, several rounds, in one process on MNIST's shape, in float32, then bfloat16; figures are
+medians. The last column is the rate of convolutions and matrix products (forward and backward) as a share of what a
+large matrix product reaches in the same precision. With --minutes each is then trained on MNIST on one core, by its own
+recipe, and 1,000 samples of 25 calls are judged as handwritten_digits.py does it: after these minutes, and at times
+between, to tell when the Fréchet distance first falls below each of --below. Only the processor's time in training
+counts. Ours learn the digits' classes too, unless it says otherwise. Nobody mirrors digits, though lucidrains' Trainer
+mirrors images unless it is told not to.
 """
 
 import argparse
@@ -33,6 +34,7 @@ import handwritten_digits
 import datasets
 import ddpm
 from tiny_diffusion.images import Images, frechet_distances
+from tiny_diffusion.machine import keep_memory
 
 BATCH, ROUNDS, SAMPLING_STEPS = 128, 5, 20
 SAMPLES, CALLS, DRAWN = 1000, 25, 250  # judged, calls for each, drawn at once
@@ -69,6 +71,12 @@ def seconds(work) -> float:
     return time.perf_counter() - start
 
 
+def rounds_of(work: dict) -> dict:
+    """The seconds of each piece of work in several rounds, all in turn, without the first, which warms up."""
+    rounds = [{key: seconds(task) for key, task in work.items()} for _ in range(ROUNDS + 1)]
+    return {key: [of_round[key] for of_round in rounds[1:]] for key in work}
+
+
 def speed():
     data = datasets.restore({"name": "mnist", "shape": [1, 28, 28], "classes": [str(digit) for digit in range(10)]})
     models = {
@@ -98,14 +106,14 @@ def speed():
         with FlopCounterMode(display=False) as counter:
             work[name, "train"]()
         operations[name] = counter.get_total_flops()
-    times = {key: [] for key in work}
-    for i in range(ROUNDS + 1):
-        for key, task in work.items():
-            elapsed = seconds(task)
-            if i:  # the first round warms up
-                times[key].append(elapsed)
+    for half in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            print_speed("bfloat16" if half else "float32", models, operations, rounds_of(work))
+
+
+def print_speed(precision: str, models: dict, operations: dict, times: dict):
     peak = 2 * 4096**3 / median(times["matrix product"])
-    print(f"{torch.get_num_threads()} threads, matrix product {peak / 1e9:.0f} GFLOP/s")
+    print(f"{precision}, {torch.get_num_threads()} threads, matrix product {peak / 1e9:.0f} GFLOP/s")
     columns = ("", "parameters", "training images/s", "ours over it", "samples/s", "ours over it", "of peak")
     print("".join(f"{column:>20}" for column in columns))
     for name, model in models.items():
@@ -262,6 +270,7 @@ def main():
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--judge", type=Path, metavar="FILE", help="where the judge is, or else goes once trained")
     arguments = parser.parse_args()
+    keep_memory()
     if arguments.minutes:
         quality(arguments.minutes, arguments.below, arguments.data_dir, arguments.judge)
     else:
