@@ -21,12 +21,11 @@ def write_gif(path: Path, pictures: list[np.ndarray]) -> None:
 
     All have one palette and no dithering, so that what stays the same keeps its colour.
     """
-    pictures = np.stack(pictures)
-    if (pictures == pictures[..., :1]).all():
-        palette, indices = np.arange(255, -1, -1).repeat(3), 255 - pictures[..., 0]
+    if all((picture == picture[..., :1]).all() for picture in pictures):
+        palette, indices = np.arange(255, -1, -1).repeat(3), (255 - picture[..., 0] for picture in pictures)
     else:
-        palette, nearest = common_palette(pictures[[0, -1]].reshape(-1, 3))
-        indices = nearest[tuple(np.moveaxis(pictures >> 2, -1, 0))]
+        palette, nearest = common_palette(np.concatenate([pictures[0], pictures[-1]]).reshape(-1, 3))
+        indices = (nearest[tuple(np.moveaxis(picture >> 2, -1, 0))] for picture in pictures)
     frames = [Image.fromarray(index) for index in indices]
     for frame in frames:
         frame.putpalette(palette.ravel().tolist())
