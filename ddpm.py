@@ -88,7 +88,7 @@ FLAGS = {  # every flag, with its default, in the order of -h; where it is None,
         "learning_rate": option({"points": 0.01, "images audio": 0.02, "series": 3e-3}, "learning rate", **positive),
         "time_power": option({"points": 3.0, "images audio series": 1.0}, "train at times T u^N", **positive),
         "ema_decay": option(0.999, "final decay of the weights' moving average", **share),
-        "save_every": option(None, "epochs between kept checkpoints (default: a tenth of all)", **whole),
+        "save_every": option(None, "epochs between kept checkpoints (default: a tenth, or more)", **whole),
         "distill": option(
             None, "learn to draw in 1 call (points: 4; or --sampling_steps) what this checkpoint draws", metavar="PATH"
         ),

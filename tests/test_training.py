@@ -244,10 +244,11 @@ def test_a_checkpoint_is_written_when_the_last_is_ten_seconds_old(ddpm_command, 
 @pytest.mark.parametrize(
     "given, items, expected",
     [
-        ({}, 200, (2000, 200)),  # 2,000 steps of one batch
+        ({}, 200, (2000, 333)),  # 2,000 steps of one batch
         ({}, 8000, (320, 32)),  # the usual epochs of 7 steps are more
-        ({"steps": 100}, 8000, (15, 1)),
-        ({"epochs": 30}, 200, (30, 3)),
+        ({"steps": 100}, 8000, (15, 9)),
+        ({"epochs": 30}, 8000, (30, 9)),  # as long to draw from three as to train
+        ({"epochs": 30}, 200, (30, 30)),
         ({"steps": 500, "save_every": 7}, 200, (500, 7)),
     ],
 )

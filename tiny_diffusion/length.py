@@ -9,7 +9,8 @@ from tiny_diffusion.data import Data
 from tiny_diffusion.machine import process
 from tiny_diffusion.messages import UsageError
 
-KEPT = 10  # checkpoints, about
+KEPT = 10  # checkpoints, unless drawing from so many takes longer than the training
+BACKWARD = 3  # times as long as a network call takes is one with its gradient
 RISE = 0.03  # of the held-out loss: what counts as memorising
 PATIENCE = 1.5  # times the steps to the lowest held-out loss, after which training stops if it has risen
 CLEARLY = 1.01  # times the lowest held-out loss is more than chance makes of the last one
@@ -28,12 +29,15 @@ def settle(config, given: dict, data: Data) -> None:
     """Choose, unless it is given, what depends on the data: its recipe, and how many epochs to train and to keep."""
     recipe = distillation.recipe(data) if config.distill else data.recipe()
     vars(config).update({flag: value for flag, value in recipe.items() if flag not in config.given})
+    batch_size = batch_size_of(config, data)
+    steps_per_epoch = distillation.STEPS if config.distill else data.steps_per_epoch(batch_size)
     if "epochs" not in given:
-        steps_per_epoch = distillation.STEPS if config.distill else data.steps_per_epoch(batch_size_of(config, data))
         needed = math.ceil(config.steps / steps_per_epoch)
         config.epochs = needed if "steps" in given else max(needed, config.epochs)
     if "save_every" not in config.given:
-        config.save_every = max(1, config.epochs // KEPT)
+        training = BACKWARD * config.epochs * steps_per_epoch * batch_size
+        drawing = config.sampling_steps * data.animated * data.histories  # network calls, as training
+        config.save_every = max(1, int(config.epochs / min(KEPT, max(1, training / drawing))))
 
 
 def checks(history: list[dict]) -> pd.DataFrame:
