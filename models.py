@@ -93,16 +93,16 @@ class MLP(Denoiser):
         self.num_classes = num_classes
         self.embed_class = nn.Embedding(num_classes + 1, embedding_size) if num_classes else None
         known = self.embed_time.size + embedding_size * bool(num_classes)
-        self.coordinates = shape[0] * self.embed_input.size
-        self.stem = nn.Linear(self.coordinates + known, hidden_size)
+        self.sizes = [shape[0] * self.embed_input.size, known]
+        self.stem = nn.Linear(sum(self.sizes), hidden_size)
         self.layers = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(hidden_layers))
         self.head = nn.Linear(hidden_size, shape[0])
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        known = self.embed_time(t / self.num_timesteps)
+        known = self.embed_time(t / self.num_timesteps)  # once where all points share t
         if self.embed_class is not None:
             known = torch.cat([known.expand(len(x_t), -1), self.embed_class(cond)], dim=1)
-        of_x_t, of_known = self.stem.weight.tensor_split([self.coordinates], dim=1)
+        of_x_t, of_known = self.stem.weight.split(self.sizes, dim=1)
         known = F.linear(known, of_known, self.stem.bias)
         h = F.gelu(torch.addmm(known, self.embed_input(x_t).flatten(1), of_x_t.mT))
         for layer in self.layers:
