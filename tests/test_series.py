@@ -236,6 +236,15 @@ def test_a_single_series_is_forecast_by_regression_before_any_training(tmp_path)
     assert 0.8 < scores["coverage_90"] <= 1
 
 
+def test_only_a_short_single_series_gets_a_small_network(tmp_path):
+    for rows, small in ((1000, True), (5000, False)):
+        path = write_csv(tmp_path / f"{rows}.csv", waves(rows)[:, :1])
+        data = load("series", path, prediction_length=LENGTH)
+        config = ddpm.resolve({"dataset": "series", "data_dir": str(path)})
+        ddpm.settle(config, {}, data)
+        assert (config.hidden_size < ddpm.DEFAULTS["hidden_size"]["series"]) == small
+
+
 def test_logarithms_are_learned_where_changes_grow_with_the_level(tmp_path):
     generator, time = np.random.default_rng(0), np.arange(400)
     values = np.exp(3 + 0.005 * time + 0.3 * (time % 7 > 4) + 0.05 * generator.normal(size=400))

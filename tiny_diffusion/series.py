@@ -41,6 +41,7 @@ from tiny_diffusion.windows import (
 JOINT = 30  # series at most that are learned together unless --form says so: more crowd the encoder's inputs
 EPOCH_WINDOWS = 10000  # training windows at most in an epoch
 PANEL_CONTEXT = 2  # forecast lengths that are read before a forecast of one series; of several, one
+SHORT = 4000  # training windows of a single series: with fewer a small network does better
 
 
 class SeriesFacts(Facts):
@@ -150,7 +151,7 @@ class Series(Data):
             raise ValueError("sizes that do not fit together")
 
     def recipe(self):
-        if len(self.facts.names) > 1:
+        if len(self.facts.names) > 1 or len(self.train) >= SHORT:
             return {}
         small = {"hidden_size": 32, "embedding_size": 32, "dropout": 0.5, "learning_rate": 1e-3}
         return small | {"steps": int(np.clip(1.5 * len(self.train), 100, 1000))}
