@@ -1,4 +1,4 @@
-"""The machine: noise that depends on a sample's number alone, and what is refused in one line."""
+"""The machine: noise that depends on a sample's number alone, memory that is kept, what is refused in one line."""
 
 import subprocess
 import sys

@@ -10,7 +10,7 @@ from tiny_diffusion.machine import process
 from tiny_diffusion.messages import UsageError
 
 KEPT = 10  # checkpoints, unless drawing from so many takes longer than the training
-BACKWARD = 3  # times as long as a network call takes is one with its gradient
+TRAINING_CALL = 3  # a network call with its gradient takes as long as three without
 RISE = 0.03  # of the held-out loss: what counts as memorising
 PATIENCE = 1.5  # times the steps to the lowest held-out loss, after which training stops if it has risen
 CLEARLY = 1.01  # times the lowest held-out loss is more than chance makes of the last one
@@ -35,8 +35,8 @@ def settle(config, given: dict, data: Data) -> None:
         needed = math.ceil(config.steps / steps_per_epoch)
         config.epochs = needed if "steps" in given else max(needed, config.epochs)
     if "save_every" not in config.given:
-        training = BACKWARD * config.epochs * steps_per_epoch * batch_size
-        drawing = config.sampling_steps * data.animated * data.histories  # network calls, as training
+        training = TRAINING_CALL * config.epochs * steps_per_epoch * batch_size
+        drawing = config.sampling_steps * data.animated * data.histories  # both in network calls for an item
         config.save_every = max(1, int(config.epochs / min(KEPT, max(1, training / drawing))))
 
 

@@ -74,7 +74,7 @@ class Unfilled(torch.overrides.TorchFunctionMode):
 
 
 def keep_memory() -> None:
-    """Let glibc keep up to half a gigabyte of freed memory, which the next step needs: clean pages are slow to get."""
+    """Let glibc keep up to half a gigabyte of freed memory, which the next step needs: new pages are slow to get."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
         for parameter, value in (MMAP_THRESHOLD, TRIM_THRESHOLD):
