@@ -92,11 +92,18 @@ def test_a_mistake_in_the_program_is_not_explained_away():
 @pytest.mark.skipif(sys.platform != "linux", reason="other allocators")
 def test_freed_memory_is_kept_for_the_next_step():
     steps = """
-import resource, torch
+import ctypes, resource
 from tiny_diffusion.machine import keep_memory
 KEEP
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.memset.argtypes, libc.free.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t), (ctypes.c_void_p,)
 def step():
-    return sum(tensor.fill_(1.0).sum() for tensor in [torch.empty(2**22) for _ in range(8)])  # 128 MB
+    blocks = [libc.malloc(2**24) for _ in range(8)]  # 128 MB
+    for block in blocks:
+        libc.memset(block, 1, 2**24)
+    for block in blocks:
+        libc.free(block)
 step(), step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 step()
